@@ -1,0 +1,234 @@
+//! What a container holds, for people and programs.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::state::State;
+use super::Container;
+use crate::error::{Error, Result};
+use crate::layout::slot::{LayerKind, Slot};
+use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};
+
+/// A container at a glance.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ContainerInfo {
+    /// The container's UUID.
+    pub uuid: Uuid,
+    /// The note given at creation.
+    pub label: String,
+    /// Version of the format.
+    pub version: u32,
+    /// Bytes in a block.
+    pub block_len_bytes: u64,
+    /// Bytes in a chunk.
+    pub chunk_len_bytes: u64,
+    /// Bytes of the file that the container uses or may use without growing.
+    pub file_len_bytes: u64,
+    /// Bytes in slabs that hold something.
+    pub allocated_bytes: u64,
+    /// Bytes in slabs that hold nothing.
+    pub free_bytes: u64,
+    /// Bytes of the journal ring.
+    pub journal_len_bytes: u64,
+    /// Volumes.
+    pub volume_count: u64,
+    /// Layers, those being freed included.
+    pub layer_count: u64,
+    /// Number of times the container was opened for writing.
+    pub generation: u64,
+    /// Nanoseconds since 1970.
+    pub created_unix_ns: i64,
+}
+
+/// Whether all data of a volume is in layers of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Some of its data lives in layers that other volumes use too.
+    Virtual,
+    /// All of its data is its own.
+    Real,
+}
+
+/// Where a volume's contents came from.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Origin {
+    /// Id of the source.
+    pub volume: VolumeId,
+    /// The source's name: today's, or that of the instant if the source is gone.
+    pub name: String,
+    /// The instant, in nanoseconds since 1970.
+    pub instant_unix_ns: i64,
+}
+
+/// A volume at a glance.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VolumeInfo {
+    /// Id within the container.
+    pub id: VolumeId,
+    /// Name.
+    pub name: String,
+    /// The volume's UUID.
+    pub uuid: Uuid,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// When it was created, in nanoseconds since 1970.
+    pub created_unix_ns: i64,
+    /// Where its contents came from, unless it was created empty.
+    pub origin: Option<Origin>,
+    /// Virtual or real.
+    pub state: VolumeState,
+    /// Bytes in slabs of layers that only this volume uses or that were frozen from it.
+    pub allocated_bytes: u64,
+    /// The layer that takes its writes.
+    pub head: LayerId,
+    /// Layers below the head.
+    pub depth: u32,
+}
+
+/// A layer at a glance.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerInfo {
+    /// Id within the container.
+    pub id: LayerId,
+    /// `head`, `frozen` or `doomed`.
+    pub kind: &'static str,
+    /// The layer that shows through.
+    pub parent: Option<LayerId>,
+    /// The volume whose data this is, if it is one volume's.
+    pub owner: Option<VolumeId>,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Bytes in slabs of the layer, tables included.
+    pub allocated_bytes: u64,
+    /// Layers whose parent this is.
+    pub children: u32,
+}
+
+impl State {
+    /// The volume that alone stands on `layer`, if there is just one.
+    fn sole_user(&self, layer: LayerId) -> Option<VolumeId> {
+        let mut current = layer;
+        loop {
+            let record = self.layer_record(current);
+            if record.kind == LayerKind::Head {
+                return self.heads.get(&current).copied();
+            }
+            let children = self.children.get(&current)?;
+            if children.len() != 1 {
+                return None;
+            }
+            current = *children.first()?;
+        }
+    }
+
+    /// The layers that `volume` reads through, head first, and whether each is its own (LAY-7).
+    fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
+        let mut chain = Vec::new();
+        let mut next = Some(self.volume_record(volume).head);
+        let mut alone = true;
+        while let Some(id) = next {
+            let record = self.layer_record(id);
+            alone &= self.child_count(id) <= 1;
+            chain.push((id, record.owner.map_or(alone, |owner| owner == volume)));
+            next = record.parent;
+        }
+        chain
+    }
+
+    fn volume_info(&self, id: VolumeId) -> VolumeInfo {
+        let record = self.volume_record(id);
+        let chain = self.chain(id);
+        let foreign = chain.iter().any(|&(layer, own)| !own && self.slabs_of(layer) > 0);
+        let allocated: u64 = chain.iter().filter(|(_, own)| *own).map(|(layer, _)| self.slabs_of(*layer)).sum();
+        VolumeInfo {
+            id,
+            name: record.name.clone(),
+            uuid: record.uuid,
+            size_bytes: record.size,
+            created_unix_ns: record.created_ns,
+            origin: record.origin.as_ref().map(|origin| Origin {
+                volume: origin.volume,
+                name: if self.volume_slots.contains_key(&origin.volume) {
+                    self.volume_record(origin.volume).name.clone()
+                } else {
+                    origin.name.clone()
+                },
+                instant_unix_ns: origin.instant_ns,
+            }),
+            state: if foreign { VolumeState::Virtual } else { VolumeState::Real },
+            allocated_bytes: allocated * SLAB_LEN,
+            head: record.head,
+            depth: chain.len() as u32 - 1,
+        }
+    }
+}
+
+impl Container {
+    /// The container at a glance.
+    pub fn info(&self) -> ContainerInfo {
+        let state = self.shared.lock();
+        let slabs = state.alloc.slab_count();
+        let free = state.alloc.free_count() + state.alloc.limbo_count();
+        ContainerInfo {
+            uuid: state.uuid,
+            label: state.superblock.label.clone(),
+            version: crate::layout::superblock::VERSION_VALUE,
+            block_len_bytes: BLOCK_LEN,
+            chunk_len_bytes: SLAB_LEN,
+            file_len_bytes: slabs * SLAB_LEN,
+            allocated_bytes: (slabs - free) * SLAB_LEN,
+            free_bytes: free * SLAB_LEN,
+            journal_len_bytes: state.ring.len,
+            volume_count: state.volumes.len() as u64,
+            layer_count: state.layers.len() as u64,
+            generation: state.superblock.generation,
+            created_unix_ns: state.superblock.created_ns,
+        }
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let state = self.shared.lock();
+        state.names.values().map(|&id| state.volume_info(id)).collect()
+    }
+
+    pub(super) fn volume_info(&self, id: VolumeId) -> Result<VolumeInfo> {
+        let state = self.shared.lock();
+        if !state.volumes.contains_key(&id) {
+            return Err(Error::NoSuchVolume { name: format!("id {id}") });
+        }
+        Ok(state.volume_info(id))
+    }
+
+    /// All layers, by id.
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        let state = self.shared.lock();
+        let mut layers: Vec<LayerInfo> = state
+            .slots()
+            .iter()
+            .filter_map(|slot| match slot {
+                Slot::Layer(record) => Some(LayerInfo {
+                    id: record.id,
+                    kind: match record.kind {
+                        LayerKind::Head => "head",
+                        LayerKind::Frozen => "frozen",
+                        LayerKind::Doomed => "doomed",
+                    },
+                    parent: record.parent,
+                    owner: record.owner.or_else(|| state.sole_user(record.id)),
+                    size_bytes: record.size,
+                    allocated_bytes: state.slabs_of(record.id) * SLAB_LEN,
+                    children: state.child_count(record.id) as u32,
+                }),
+                Slot::Free | Slot::Container(_) | Slot::Volume(_) => None,
+            })
+            .collect();
+        layers.sort_by_key(|layer| layer.id);
+        layers
+    }
+}

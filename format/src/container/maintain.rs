@@ -1,0 +1,211 @@
+//! Background work, one bounded step a call: growth, commits, checkpoints, reclaim, merges.
+//!
+//! Invariant: whatever is left undone by a crash is found again from the catalog (doomed layers) or does not matter.
+//! Does not: own a thread; the daemon and the tools call [`Container::maintain`].
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::Container;
+use super::merge::MergeJob;
+use super::state::State;
+use crate::alloc::DESCRIPTOR_SLAB;
+use crate::error::Result;
+use crate::layout::descriptor::Descriptor;
+use crate::layout::slot::{LayerKind, Slot};
+use crate::units::{LayerId, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
+
+/// Slabs looked at per hold of the engine lock while reclaiming.
+const SCAN_PER_HOLD: usize = 16 * 1024;
+/// Slabs freed per step (JNL-12).
+const FREED_PER_STEP: u64 = 4096;
+/// Changed pages that bring about a checkpoint; bounds what the next open must read.
+const HOME_PAGES_MAX: usize = 4096;
+/// Changes are committed after this long even if nobody flushes (JNL-8).
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// A failed growth is tried again after this long.
+const GROW_RETRY: Duration = Duration::from_secs(1);
+/// Slabs that the file grows by: at least, at most.
+const GROW_SLABS: (u64, u64) = ((64 << 20) / SLAB_LEN, (1 << 30) / SLAB_LEN);
+/// Smallest growth tried when the file system is nearly full, in slabs.
+const GROW_SLABS_LAST: u64 = 8;
+
+/// What a call of [`Container::maintain`] found to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maintained {
+    /// Nothing; call again after a while.
+    Idle,
+    /// A step of something; there may be more.
+    Worked,
+}
+
+/// Progress of background work between steps.
+#[derive(Debug, Default)]
+pub(super) struct Background {
+    reclaim: Option<Reclaim>,
+    pub(super) merge: Option<MergeJob>,
+    last_commit: Option<Instant>,
+    grow_failed: Option<Instant>,
+}
+
+/// One pass over the descriptors that frees the slabs of doomed layers.
+#[derive(Debug)]
+struct Reclaim {
+    layers: HashSet<LayerId>,
+    next: usize,
+}
+
+impl Container {
+    /// Does one bounded step of background work; blocks for its I/O.
+    ///
+    /// Errors: [`crate::Error::Failed`] once the container has failed.
+    pub fn maintain(&self) -> Result<Maintained> {
+        self.shared.check_writable()?;
+        let mut background = super::lock(&self.shared.homes);
+        if self.grow(&mut background) {
+            return Ok(Maintained::Worked);
+        }
+        let (checkpoint, commit) = {
+            let mut state = self.shared.lock();
+            self.shared.reap(&mut state);
+            let dirty = !state.dirty.is_empty();
+            let last = background.last_commit.get_or_insert_with(Instant::now);
+            let due = dirty && (last.elapsed() >= COMMIT_INTERVAL || state.space.wanted);
+            (
+                state.checkpoint_wanted
+                    || state.ring.used() > state.ring.len / 2
+                    || state.homes.len() > HOME_PAGES_MAX,
+                due || state.dirty.journal_bytes() > state.ring.batch_limit(),
+            )
+        };
+        if checkpoint {
+            self.checkpoint_locked()?;
+            background.last_commit = Some(Instant::now());
+            return Ok(Maintained::Worked);
+        }
+        if commit {
+            self.commit_reserved()?;
+            background.last_commit = Some(Instant::now());
+            return Ok(Maintained::Worked);
+        }
+        if self.reclaim(&mut background) || self.merge(&mut background)? {
+            return Ok(Maintained::Worked);
+        }
+        Ok(Maintained::Idle)
+    }
+
+    /// Does background work until there is none left or `steps` steps are done.
+    pub fn settle(&self, steps: usize) -> Result<()> {
+        for _ in 0..steps {
+            if self.maintain()? == Maintained::Idle {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the file longer if free slabs run low; true if it tried.
+    fn grow(&self, background: &mut Background) -> bool {
+        let (count, mut step) = {
+            let mut state = self.shared.lock();
+            let count = state.alloc.slab_count();
+            let step = (count / 4).clamp(GROW_SLABS.0, GROW_SLABS.1);
+            let low = (step / 4).clamp(64, 1024);
+            let wanted = std::mem::take(&mut state.space.wanted);
+            let recently = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
+            if state.alloc.free_count() >= low {
+                return false;
+            }
+            if recently {
+                // Freed slabs may come soon; those who wait are told what stands in the way.
+                if wanted {
+                    state.wake_all();
+                }
+                return false;
+            }
+            (count, step)
+        };
+        let failure = loop {
+            let mut target = count + step;
+            if target % SLABS_PER_GROUP != 0 && target % SLABS_PER_GROUP <= DESCRIPTOR_SLAB + 1 {
+                target += GROW_SLABS_LAST;
+            }
+            match self.shared.disk.grow(target * SLAB_LEN) {
+                Ok(()) => {
+                    let mut state = self.shared.lock();
+                    adopt(&mut state, target);
+                    background.grow_failed = None;
+                    return true;
+                }
+                Err(_) if step > GROW_SLABS_LAST => step /= 2,
+                Err(error) => break error,
+            }
+        };
+        background.grow_failed = Some(Instant::now());
+        let mut state = self.shared.lock();
+        let detail = format!("the container cannot grow beyond {} MiB: {failure}", count * SLAB_LEN >> 20);
+        if state.space.failure.is_none() {
+            log::warn!("{detail}");
+        }
+        state.space.failure = Some(detail);
+        state.wake_all();
+        true
+    }
+
+    /// Frees slabs of doomed layers; true if there was something to do.
+    fn reclaim(&self, background: &mut Background) -> bool {
+        let mut state = self.shared.lock();
+        if background.reclaim.is_none() {
+            let layers: HashSet<LayerId> = state
+                .slots()
+                .iter()
+                .filter_map(|slot| match slot {
+                    Slot::Layer(record) if record.kind == LayerKind::Doomed => Some(record.id),
+                    _ => None,
+                })
+                .filter(|id| state.layers.get(id).is_some_and(|layer| layer.is_drained()))
+                .collect();
+            if layers.is_empty() {
+                return false;
+            }
+            background.reclaim = Some(Reclaim { layers, next: 0 });
+        }
+        let Some(pass) = &mut background.reclaim else {
+            return false;
+        };
+        let limit = FREED_PER_STEP.min(state.ring.batch_limit() / 64).max(1);
+        let end = (pass.next + SCAN_PER_HOLD).min(state.alloc.slab_count() as usize);
+        let mut freed = 0;
+        while pass.next < end && freed < limit {
+            let slab = SlabNo(pass.next as u64);
+            pass.next += 1;
+            if let Some(Descriptor::Data { layer, .. } | Descriptor::Table { layer, .. }) = state.alloc.descriptor(slab)
+                && pass.layers.contains(&layer)
+            {
+                state.free_slab(slab);
+                freed += 1;
+            }
+        }
+        if pass.next == state.alloc.slab_count() as usize {
+            for layer in std::mem::take(&mut pass.layers) {
+                state.remove_layer(layer);
+            }
+            background.reclaim = None;
+        }
+        // Freed slabs help others only once their record is durable.
+        state.space.wanted |= freed > 0;
+        true
+    }
+}
+
+/// Takes the file's new slabs into the allocator.
+fn adopt(state: &mut State, count: u64) {
+    for slab in state.alloc.grow(count) {
+        state.describe(slab, Descriptor::Reserved);
+    }
+    let mut counters = state.counters();
+    counters.slab_count = count;
+    state.set_counters(counters);
+    state.space.failure = None;
+    state.wake_all();
+}

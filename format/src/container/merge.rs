@@ -1,0 +1,251 @@
+//! Merge: folds a frozen layer into its only child.
+//!
+//! Invariant (LAY-8): what the child shows never changes. The child publishes first; the parent's entries stay in memory
+//! until it is unlinked. A slab changes owner in one batch with both entries. Only frozen, sealed layers are merged.
+//! Does not: merge into heads, or copy a block that the child hides.
+
+use std::sync::Arc;
+
+use super::maintain::Background;
+use super::state::State;
+use super::{Container, lock};
+use crate::error::{Error, Result};
+use crate::layer::{InLayer, Layer, Link, PageLoad};
+use crate::layout::descriptor::Descriptor;
+use crate::layout::slot::{LayerKind, Slot};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, LayerId, PAGES_PER_SLAB, SLAB_LEN, SlabNo};
+
+/// Chunks looked at per step.
+const CHUNKS_PER_STEP: usize = 1024;
+
+/// A merge under way.
+#[derive(Debug)]
+pub(super) struct MergeJob {
+    parent: Arc<Layer>,
+    child: Arc<Layer>,
+    /// Index among the parent's pages: table * 64 + page.
+    next_page: u32,
+}
+
+/// Blocks to copy within the container before they are published.
+#[derive(Debug)]
+struct Copy {
+    chunk: ChunkNo,
+    mask: BlockMask,
+    from: SlabNo,
+    to: SlabNo,
+}
+
+enum Step {
+    Done,
+    NeedPage(PageLoad),
+    NoSpace,
+    Copy(Copy),
+}
+
+impl From<PageLoad> for Step {
+    fn from(load: PageLoad) -> Self {
+        Step::NeedPage(load)
+    }
+}
+
+impl Container {
+    /// Does one step of a merge; true if there was something to do.
+    pub(super) fn merge(&self, background: &mut Background) -> Result<bool> {
+        if background.merge.is_none() {
+            let mut state = self.shared.lock();
+            background.merge = find_candidate(&mut state);
+        }
+        let Some(job) = &mut background.merge else {
+            return Ok(false);
+        };
+        match self.merge_step(job)? {
+            Outcome::More => {}
+            Outcome::Ended => background.merge = None,
+            Outcome::Blocked => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn merge_step(&self, job: &mut MergeJob) -> Result<Outcome> {
+        let pages_end = job.parent.table_limit() * PAGES_PER_SLAB as u32;
+        for _ in 0..(CHUNKS_PER_STEP / ENTRIES_PER_PAGE as usize) {
+            {
+                let state = self.shared.lock();
+                if !still_valid(&state, job) {
+                    return Ok(Outcome::Ended);
+                }
+                if state.dirty.journal_bytes() > state.ring.batch_limit() {
+                    return Ok(Outcome::More);
+                }
+            }
+            while job.next_page < pages_end && job.parent.table(job.next_page / 64).is_none() {
+                job.next_page = (job.next_page / 64 + 1) * 64;
+            }
+            if job.next_page >= pages_end {
+                self.finish(job);
+                return Ok(Outcome::Ended);
+            }
+            if !self.merge_page(job)? {
+                return Ok(Outcome::Blocked);
+            }
+            job.next_page += 1;
+        }
+        Ok(Outcome::More)
+    }
+
+    /// Merges one page's chunks; false if space is lacking for the moment.
+    fn merge_page(&self, job: &MergeJob) -> Result<bool> {
+        let first = job.next_page * ENTRIES_PER_PAGE as u32;
+        let end = job.parent.size.min(job.child.size).div_ceil(SLAB_LEN) as u32;
+        for chunk in first..(first + ENTRIES_PER_PAGE as u32).min(end) {
+            loop {
+                let step = {
+                    let mut state = self.shared.lock();
+                    merge_chunk(&mut state, job, ChunkNo(chunk)).unwrap_or_else(|step| step)
+                };
+                match step {
+                    Step::Done => break,
+                    Step::NeedPage(load) => self.load_page(load)?,
+                    Step::NoSpace => return Ok(false),
+                    Step::Copy(copy) => self.copy_blocks(job, &copy)?,
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn copy_blocks(&self, job: &MergeJob, copy: &Copy) -> Result<()> {
+        let mut bytes = vec![0; SLAB_LEN as usize];
+        let mut rest = copy.mask;
+        while rest != 0 {
+            let start = u64::from(rest.trailing_zeros());
+            let len = u64::from((!(rest >> start)).trailing_zeros());
+            rest &= !crate::units::mask_of(start, start + len);
+            let buffer = &mut bytes[..(len * BLOCK_LEN) as usize];
+            let offset = start * BLOCK_LEN;
+            let disk = &self.shared.disk;
+            disk.read_at(buffer, copy.from.offset() + offset).map_err(Error::io("cannot read a block to merge"))?;
+            disk.write_at(buffer, copy.to.offset() + offset).map_err(Error::io("cannot write a merged block"))?;
+        }
+        let mut state = self.shared.lock();
+        if let InLayer::Entry(entry) = job.child.lookup(copy.chunk) {
+            entry.set_data(copy.mask);
+            state.note_entry(&job.child, copy.chunk, entry);
+        }
+        Ok(())
+    }
+
+    /// Unlinks the parent: the child shows all of it by now.
+    fn finish(&self, job: &MergeJob) {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let above = job.parent.link();
+        let limit = above.limit.min(job.child.link().limit);
+        job.child.set_link(Link { parent: above.parent.clone(), limit });
+        let grandparent = above.parent.as_ref().map(|layer| layer.id);
+        state.update_layer(job.child.id, |record| {
+            record.parent = grandparent;
+            record.parent_limit = limit;
+        });
+        state.update_layer(job.parent.id, |record| {
+            record.kind = LayerKind::Doomed;
+            record.parent = None;
+            record.owner = None;
+        });
+    }
+
+    /// Whether a merge is under way or possible; for tests.
+    #[doc(hidden)]
+    pub fn has_merge_work(&self) -> bool {
+        lock(&self.shared.homes).merge.is_some() || find_candidate(&mut self.shared.lock()).is_some()
+    }
+}
+
+enum Outcome {
+    More,
+    Ended,
+    Blocked,
+}
+
+fn is_frozen(state: &State, layer: &Layer) -> bool {
+    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && {
+        state.layer_record(layer.id).kind == LayerKind::Frozen
+    }
+}
+
+/// A frozen layer whose only user is one frozen child.
+fn find_candidate(state: &mut State) -> Option<MergeJob> {
+    let frozen = state.slots().iter().filter_map(|slot| match slot {
+        Slot::Layer(record) if record.kind == LayerKind::Frozen => Some((record.id, record.parent?)),
+        _ => None,
+    });
+    let pairs: Vec<(LayerId, LayerId)> = frozen.collect();
+    pairs.into_iter().find_map(|(child, parent)| {
+        let child = state.layers.get(&child)?;
+        let parent = state.layers.get(&parent)?;
+        (state.child_count(parent.id) == 1 && is_frozen(state, child) && is_frozen(state, parent))
+            .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
+    })
+}
+
+fn still_valid(state: &State, job: &MergeJob) -> bool {
+    is_frozen(state, &job.child)
+        && is_frozen(state, &job.parent)
+        && state.layer_record(job.child.id).parent == Some(job.parent.id)
+        && state.child_count(job.parent.id) == 1
+}
+
+/// Moves what the parent shows of one chunk to the child, or says what must happen first.
+fn merge_chunk(state: &mut State, job: &MergeJob, chunk: ChunkNo) -> std::result::Result<Step, Step> {
+    let (parent, child) = (&job.parent, &job.child);
+    let through = child.link().mask(chunk);
+    let (p_entry, p_d, p_z, p_slab) = match parent.lookup(chunk) {
+        InLayer::Absent => return Ok(Step::Done),
+        InLayer::AllZero => (None, 0, !0, SlabNo(0)),
+        InLayer::NeedPage(load) => return Err(Step::NeedPage(load)),
+        InLayer::Entry(entry) => {
+            if entry.stored() == Default::default() {
+                return Ok(Step::Done); // moved already, or nothing there
+            }
+            let view = entry.view();
+            (Some(entry), view.d, view.z & !view.d, view.slab)
+        }
+    };
+    let covered = match child.lookup(chunk) {
+        InLayer::Absent => 0,
+        InLayer::AllZero => !0,
+        InLayer::NeedPage(load) => return Err(Step::NeedPage(load)),
+        InLayer::Entry(entry) => entry.view().d | entry.view().z,
+    };
+    let take_d = p_d & through & !covered;
+    let take_z = p_z & through & !covered;
+    if take_d | take_z == 0 {
+        return Ok(Step::Done);
+    }
+    let Some(entry) = state.entry_for_change(child, chunk)? else {
+        return Err(Step::NoSpace);
+    };
+    if take_d != 0 {
+        let own = entry.slab();
+        if own.0 != 0 {
+            entry.add_zero(take_z);
+            state.note_entry(child, chunk, entry);
+            return Ok(Step::Copy(Copy { chunk, mask: take_d, from: p_slab, to: own }));
+        }
+        let birth = match state.alloc.descriptor(p_slab) {
+            Some(Descriptor::Data { birth, .. }) => birth,
+            _ => parent.id,
+        };
+        entry.set_slab(p_slab);
+        entry.set_data(take_d);
+        state.describe(p_slab, Descriptor::Data { layer: child.id, index: chunk.0, birth });
+        if let Some(p_entry) = p_entry {
+            p_entry.mark_moved();
+            state.note_entry(parent, chunk, p_entry);
+        }
+    }
+    entry.add_zero(take_z);
+    state.note_entry(child, chunk, entry);
+    Ok(Step::Done)
+}

@@ -1,0 +1,240 @@
+//! The container: one open file, its catalog, and the operations on it.
+//!
+//! Role: ties layout, layers, allocator and journal together; the only place that performs metadata I/O, always through
+//! [`Disk`] and never on a queue's behalf. Invariant: what `spec/journal.md` promises after a crash.
+//! Does not: perform data I/O (plans are carried out by the caller), nor know sockets or threads.
+
+mod checkpoint;
+mod create;
+pub(crate) mod flush;
+mod info;
+mod maintain;
+mod merge;
+mod open;
+mod ops;
+pub(crate) mod ring;
+pub(crate) mod state;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+
+pub use create::CreateOptions;
+pub use flush::{Flush, FlushStep, JournalAppend};
+pub use info::{ContainerInfo, LayerInfo, Origin, VolumeInfo, VolumeState};
+pub use maintain::Maintained;
+pub use ops::PendingCopy;
+pub(crate) use flush::thread_waker as flush_waker;
+pub(crate) use open::{Recovered, read_container};
+
+use crate::alloc::Grace;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::layer::{Layer, Page, PageLoad};
+use crate::layout::entry::RawEntry;
+use crate::units::ENTRIES_PER_PAGE;
+use crate::volume::Volume;
+use state::State;
+
+/// How a container is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// For changes, by one holder at a time.
+    ReadWrite,
+    /// For reading; a container that was not closed is recovered in memory only.
+    ReadOnly,
+}
+
+/// An open container. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Container {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What all handles of one open container share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) mode: OpenMode,
+    /// Token of the current grace period; requests take it before they look at any map.
+    pub(crate) grace: ArcSwap<Grace>,
+    state: Mutex<State>,
+    /// Serialises create, delete, snapshot, refresh and rename.
+    control: Mutex<()>,
+    /// Serialises checkpoints, reclaim and merges: a freed slab is never reused under a home write (JNL-6).
+    homes: Mutex<maintain::Background>,
+    failed: OnceLock<String>,
+    pub(crate) signal: Arc<Signal>,
+    work: Work,
+}
+
+/// Tells when layers have drained.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    wakers: Mutex<Vec<Waker>>,
+    changed: Condvar,
+}
+
+impl Signal {
+    pub(crate) fn register(&self, waker: &Waker) {
+        let mut wakers = lock(&self.wakers);
+        if !wakers.iter().any(|known| known.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+    }
+
+    pub(crate) fn drained(&self, layer: &Layer) {
+        let mut wakers = lock(&self.wakers);
+        layer.drained.store(true, std::sync::atomic::Ordering::Release);
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Blocks until no write to `layer` is under way.
+    fn wait_drained(&self, layer: &Layer) {
+        let mut guard = lock(&self.wakers);
+        while !layer.is_drained() {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Calls the maintenance thread.
+#[derive(Debug, Default)]
+struct Work {
+    urgent: Mutex<bool>,
+    called: Condvar,
+}
+
+/// Locks a mutex whose holder never leaves it half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nanoseconds since 1970, for timestamps only.
+pub(crate) fn now_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+impl Shared {
+    pub(crate) fn new(disk: Arc<dyn Disk>, mode: OpenMode, state: State, signal: Arc<Signal>) -> Self {
+        Self {
+            disk,
+            mode,
+            grace: ArcSwap::from_pointee(Grace),
+            state: Mutex::new(state),
+            control: Mutex::new(()),
+            homes: Mutex::new(maintain::Background::default()),
+            failed: OnceLock::new(),
+            signal,
+            work: Work::default(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Refuses if the container has failed or may not be changed.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.mode == OpenMode::ReadOnly {
+            return Err(Error::ReadOnly);
+        }
+        self.check_alive()
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match self.failed.get() {
+            Some(reason) => Err(Error::Failed { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails the container for good: from now on no flush succeeds (JNL-14).
+    pub(crate) fn fail(&self, reason: String) {
+        if self.failed.set(reason.clone()).is_ok() {
+            log::error!("container failed: {reason}");
+        }
+        self.lock().wake_all();
+        self.call_for_work();
+    }
+
+    /// Wakes the maintenance thread.
+    pub(crate) fn call_for_work(&self) {
+        *lock(&self.work.urgent) = true;
+        self.work.called.notify_all();
+    }
+
+    /// Starts a new grace period if slabs wait for one, and frees those that have waited long enough.
+    pub(crate) fn reap(&self, state: &mut State) {
+        if state.alloc.wants_new_period() {
+            let ended = self.grace.swap(Arc::new(Grace));
+            state.alloc.end_period(&ended);
+        }
+        if state.alloc.reap(state.batches.durable) > 0 {
+            state.wake_all();
+        }
+    }
+}
+
+impl Container {
+    /// The disk under the container.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.shared.disk
+    }
+
+    /// The volume named `name`.
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        let state = self.shared.lock();
+        let id = state.names.get(name).ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })?;
+        Ok(Volume::new(self.shared.clone(), state.volumes[id].clone()))
+    }
+
+    /// Why the container accepts no more changes, if it has failed.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failed.get().cloned()
+    }
+
+    /// Makes a table page resident from the 4096 bytes read at `load.offset()`.
+    ///
+    /// Errors: [`Error::Corrupt`] if an entry is damaged, misplaced, or names a slab that belongs to another (MAP-5).
+    pub fn install_page(&self, load: PageLoad, bytes: &[u8]) -> Result<()> {
+        let state = self.shared.lock();
+        let Some(layer) = state.layers.get(&load.layer) else {
+            return Ok(());
+        };
+        let Some(table) = layer.table(load.table).filter(|table| table.slab == load.slab) else {
+            return Ok(());
+        };
+        if table.page(usize::from(load.page)).is_some() {
+            return Ok(());
+        }
+        let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
+        open::decode_page(load, bytes, &state.alloc, |_| false, &mut raw)?;
+        table.install(usize::from(load.page), Page::from_raw(&raw));
+        Ok(())
+    }
+
+    /// Reads and installs a page, blocking.
+    pub fn load_page(&self, load: PageLoad) -> Result<()> {
+        let mut bytes = vec![0; load.len()];
+        self.shared.disk.read_at(&mut bytes, load.offset()).map_err(Error::io("cannot read a table page"))?;
+        self.install_page(load, &bytes)
+    }
+
+    /// Sleeps until background work is urgent, but at most `timeout`.
+    pub fn wait_for_work(&self, timeout: Duration) {
+        let urgent = lock(&self.shared.work.urgent);
+        let (mut urgent, _) = self
+            .shared
+            .work
+            .called
+            .wait_timeout_while(urgent, timeout, |urgent| !*urgent)
+            .unwrap_or_else(PoisonError::into_inner);
+        *urgent = false;
+    }
+}

@@ -1,0 +1,543 @@
+//! What the engine lock guards: catalog, allocator, lists of changes, journal position.
+//!
+//! Invariant: every change of metadata goes through a method here that also lists it for the journal (JNL-2) and for its
+//! home (JNL-9). A slab's descriptor says "data of this chunk" exactly while the chunk's entry has a D bit (MAP-9).
+//! Does not: perform I/O; callers hold the lock for microseconds.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+
+use uuid::Uuid;
+
+use crate::alloc::Allocator;
+use crate::container::ring::Ring;
+use crate::error::{Error, Result};
+use crate::layer::{Entry, InLayer, Layer, Page, PageLoad, Table};
+use crate::layout::descriptor::Descriptor;
+use crate::layout::record::Item;
+use crate::layout::slot::{ContainerRecord, LayerRecord, PER_PAGE, PER_SLAB, Slot, VolumeRecord};
+use crate::layout::superblock::Superblock;
+use crate::units::{BlockMask, ChunkNo, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
+use crate::volume::VolumeCore;
+
+/// Progress of the journal in batches: every change belongs to the batch that is open when it is made.
+#[derive(Debug)]
+pub(crate) struct Batches {
+    /// The batch that changes made now will be in.
+    pub(crate) open: u64,
+    /// The newest batch whose record is durable.
+    pub(crate) durable: u64,
+    /// A leader is syncing or appending the batch before `open`.
+    pub(crate) in_progress: bool,
+}
+
+/// Changes made since the last batch was imaged.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    entries: Vec<(LayerId, ChunkNo)>,
+    fresh: Vec<(LayerId, u32, u8)>,
+    descriptors: HashSet<SlabNo>,
+    slots: BTreeSet<SlotNo>,
+}
+
+impl Dirty {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.fresh.is_empty() && self.descriptors.is_empty() && self.slots.is_empty()
+    }
+
+    /// Bytes that the changes take in the journal, roughly and never less.
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        (self.entries.len() * 40 + self.fresh.len() * 16 + self.descriptors.len() * 48 + self.slots.len() * 520) as u64
+    }
+}
+
+/// Pages that differ from their homes.
+#[derive(Debug, Default)]
+pub(crate) struct Homes {
+    pub(crate) pages: Vec<(LayerId, u32, u8)>,
+    /// Pages of descriptors: slab number / 128.
+    pub(crate) descriptors: BTreeSet<u64>,
+    /// Pages of slots: slot number / 8.
+    pub(crate) slots: BTreeSet<u32>,
+}
+
+impl Homes {
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len() + self.descriptors.len() + self.slots.len()
+    }
+}
+
+/// Room in the file.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    /// Somebody needs more free slabs.
+    pub(crate) wanted: bool,
+    /// Why the last attempt to grow failed.
+    pub(crate) failure: Option<String>,
+}
+
+/// The engine's locked state.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) uuid: Uuid,
+    pub(crate) superblock: Superblock,
+    slots: Vec<Slot>,
+    free_slots: BTreeSet<SlotNo>,
+    catalog_slabs: Vec<SlabNo>,
+    pub(crate) volume_slots: HashMap<VolumeId, SlotNo>,
+    pub(crate) layer_slots: HashMap<LayerId, SlotNo>,
+    pub(crate) names: BTreeMap<String, VolumeId>,
+    /// The volume of each head.
+    pub(crate) heads: HashMap<LayerId, VolumeId>,
+    pub(crate) volumes: HashMap<VolumeId, Arc<VolumeCore>>,
+    pub(crate) layers: HashMap<LayerId, Arc<Layer>>,
+    /// Layers whose parent is the key.
+    pub(crate) children: HashMap<LayerId, BTreeSet<LayerId>>,
+    pub(crate) alloc: Allocator,
+    /// Slabs that each layer owns, tables included.
+    layer_slabs: HashMap<LayerId, u64>,
+    pub(crate) dirty: Dirty,
+    pub(crate) homes: Homes,
+    pub(crate) batches: Batches,
+    pub(crate) ring: Ring,
+    pub(crate) space: Space,
+    /// A flush waits for room in the journal.
+    pub(crate) checkpoint_wanted: bool,
+    wakers: Vec<Waker>,
+}
+
+/// The parts that opening a container has put together.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) superblock: Superblock,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) catalog_slabs: Vec<SlabNo>,
+    pub(crate) alloc: Allocator,
+    pub(crate) layers: HashMap<LayerId, Arc<Layer>>,
+    pub(crate) volumes: HashMap<VolumeId, Arc<VolumeCore>>,
+    pub(crate) ring: Ring,
+}
+
+impl State {
+    pub(crate) fn new(opened: Opened) -> Self {
+        let mut state = Self {
+            uuid: opened.superblock.uuid,
+            superblock: opened.superblock,
+            slots: opened.slots,
+            free_slots: BTreeSet::new(),
+            catalog_slabs: opened.catalog_slabs,
+            volume_slots: HashMap::new(),
+            layer_slots: HashMap::new(),
+            names: BTreeMap::new(),
+            heads: HashMap::new(),
+            volumes: opened.volumes,
+            layers: opened.layers,
+            children: HashMap::new(),
+            alloc: opened.alloc,
+            layer_slabs: HashMap::new(),
+            dirty: Dirty::default(),
+            homes: Homes::default(),
+            batches: Batches { open: 1, durable: 0, in_progress: false },
+            ring: opened.ring,
+            space: Space::default(),
+            checkpoint_wanted: false,
+            wakers: Vec::new(),
+        };
+        for descriptor in state.alloc.descriptors() {
+            if let Some(layer) = descriptor.layer() {
+                *state.layer_slabs.entry(layer).or_default() += 1;
+            }
+        }
+        for (slot, index) in state.slots.iter().zip(0u32..) {
+            match slot {
+                Slot::Volume(record) => {
+                    state.volume_slots.insert(record.id, SlotNo(index));
+                    state.names.insert(record.name.clone(), record.id);
+                    state.heads.insert(record.head, record.id);
+                }
+                Slot::Layer(record) => {
+                    state.layer_slots.insert(record.id, SlotNo(index));
+                    if let Some(parent) = record.parent {
+                        state.children.entry(parent).or_default().insert(record.id);
+                    }
+                }
+                Slot::Free => {
+                    state.free_slots.insert(SlotNo(index));
+                }
+                Slot::Container(_) => {}
+            }
+        }
+        state
+    }
+
+    // --- waiting ---
+
+    /// Registers a waker for the next change that may let a waiting request go on.
+    pub(crate) fn register(&mut self, waker: &Waker) {
+        if !self.wakers.iter().any(|known| known.will_wake(waker)) {
+            self.wakers.push(waker.clone());
+        }
+    }
+
+    /// Wakes all that wait. Wakers must not call into the container.
+    pub(crate) fn wake_all(&mut self) {
+        for waker in self.wakers.drain(..) {
+            waker.wake();
+        }
+    }
+
+    // --- catalog ---
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    pub(crate) fn catalog_slab(&self, index: u32) -> SlabNo {
+        self.catalog_slabs[index as usize]
+    }
+
+    pub(crate) fn set_slot(&mut self, slot: SlotNo, content: Slot) {
+        if content == Slot::Free {
+            self.free_slots.insert(slot);
+        } else {
+            self.free_slots.remove(&slot);
+        }
+        self.slots[slot.0 as usize] = content;
+        self.dirty.slots.insert(slot);
+        self.homes.slots.insert(slot.0 / PER_PAGE);
+    }
+
+    pub(crate) fn counters(&self) -> ContainerRecord {
+        match self.slots.first() {
+            Some(Slot::Container(record)) => *record,
+            _ => unreachable!("opening has checked that slot 0 holds the container record"),
+        }
+    }
+
+    pub(crate) fn set_counters(&mut self, record: ContainerRecord) {
+        self.set_slot(SlotNo(0), Slot::Container(record));
+    }
+
+    /// A fresh id for a volume or a layer (LAY-1).
+    pub(crate) fn next_id(&mut self) -> u64 {
+        let mut counters = self.counters();
+        let id = counters.next_id;
+        counters.next_id += 1;
+        self.set_counters(counters);
+        id
+    }
+
+    /// Makes sure that `count` slots are free, so that what follows cannot fail half-way.
+    pub(crate) fn reserve_slots(&mut self, count: usize) -> Result<()> {
+        while self.free_slots.len() < count {
+            self.add_catalog_page()?;
+        }
+        Ok(())
+    }
+
+    /// Adds eight free slots; all eight are journalled, so that what the page's home held before counts for nothing.
+    fn add_catalog_page(&mut self) -> Result<()> {
+        let first = self.slots.len() as u32;
+        let index = first / PER_SLAB;
+        if first % PER_SLAB == 0 {
+            let slab = self.take_slab().ok_or_else(|| self.no_space())?;
+            self.catalog_slabs.push(slab);
+        }
+        let slab = self.catalog_slabs[index as usize];
+        let page = first % PER_SLAB / PER_PAGE;
+        let pages = if page == 63 { !0 } else { (1u64 << (page + 1)) - 1 };
+        self.describe(slab, Descriptor::Catalog { index, pages });
+        for slot in first..first + PER_PAGE {
+            self.slots.push(Slot::Free);
+            self.set_slot(SlotNo(slot), Slot::Free);
+        }
+        Ok(())
+    }
+
+    fn free_slot(&self) -> SlotNo {
+        *self.free_slots.first().expect("the caller has reserved the slots it needs")
+    }
+
+    pub(crate) fn add_volume(&mut self, record: VolumeRecord, core: Arc<VolumeCore>) {
+        let slot = self.free_slot();
+        self.volume_slots.insert(record.id, slot);
+        self.names.insert(record.name.clone(), record.id);
+        self.heads.insert(record.head, record.id);
+        self.volumes.insert(record.id, core);
+        self.set_slot(slot, Slot::Volume(record));
+    }
+
+    pub(crate) fn remove_volume(&mut self, id: VolumeId) {
+        let (name, head) = (self.volume_record(id).name.clone(), self.volume_record(id).head);
+        self.names.remove(&name);
+        self.heads.remove(&head);
+        self.volumes.remove(&id);
+        if let Some(slot) = self.volume_slots.remove(&id) {
+            self.set_slot(slot, Slot::Free);
+        }
+    }
+
+    pub(crate) fn volume_record(&self, id: VolumeId) -> &VolumeRecord {
+        match &self.slots[self.volume_slots[&id].0 as usize] {
+            Slot::Volume(record) => record,
+            other => unreachable!("slot of volume {id} holds {other:?}"),
+        }
+    }
+
+    pub(crate) fn update_volume(&mut self, id: VolumeId, change: impl FnOnce(&mut VolumeRecord)) {
+        let mut record = self.volume_record(id).clone();
+        let (old_name, old_head) = (record.name.clone(), record.head);
+        change(&mut record);
+        if record.head != old_head {
+            self.heads.remove(&old_head);
+            self.heads.insert(record.head, id);
+        }
+        if record.name != old_name {
+            self.names.remove(&old_name);
+            self.names.insert(record.name.clone(), id);
+        }
+        self.set_slot(self.volume_slots[&id], Slot::Volume(record));
+    }
+
+    pub(crate) fn add_layer(&mut self, record: LayerRecord, layer: Arc<Layer>) {
+        let slot = self.free_slot();
+        self.layer_slots.insert(record.id, slot);
+        self.layers.insert(record.id, layer);
+        if let Some(parent) = record.parent {
+            self.children.entry(parent).or_default().insert(record.id);
+        }
+        self.set_slot(slot, Slot::Layer(record));
+    }
+
+    pub(crate) fn remove_layer(&mut self, id: LayerId) {
+        self.layers.remove(&id);
+        self.layer_slabs.remove(&id);
+        if let Some(slot) = self.layer_slots.remove(&id) {
+            self.set_slot(slot, Slot::Free);
+        }
+    }
+
+    pub(crate) fn layer_record(&self, id: LayerId) -> &LayerRecord {
+        match &self.slots[self.layer_slots[&id].0 as usize] {
+            Slot::Layer(record) => record,
+            other => unreachable!("slot of layer {id} holds {other:?}"),
+        }
+    }
+
+    /// Changes a layer's record and keeps the list of children true.
+    pub(crate) fn update_layer(&mut self, id: LayerId, change: impl FnOnce(&mut LayerRecord)) {
+        let mut record = self.layer_record(id).clone();
+        let old_parent = record.parent;
+        change(&mut record);
+        if record.parent != old_parent {
+            if let Some(children) = old_parent.and_then(|parent| self.children.get_mut(&parent)) {
+                children.remove(&id);
+            }
+            if let Some(parent) = record.parent {
+                self.children.entry(parent).or_default().insert(id);
+            }
+        }
+        self.set_slot(self.layer_slots[&id], Slot::Layer(record));
+    }
+
+    pub(crate) fn child_count(&self, id: LayerId) -> usize {
+        self.children.get(&id).map_or(0, BTreeSet::len)
+    }
+
+    // --- slabs ---
+
+    /// Takes a free slab, or notes that the file must grow.
+    pub(crate) fn take_slab(&mut self) -> Option<SlabNo> {
+        let slab = self.alloc.take();
+        if slab.is_none() {
+            self.space.wanted = true;
+        }
+        slab
+    }
+
+    pub(crate) fn no_space(&self) -> Error {
+        Error::NoSpace {
+            detail: self.space.failure.clone().unwrap_or_else(|| "no free slab".to_owned()),
+        }
+    }
+
+    /// Slabs that `layer` owns, tables included.
+    pub(crate) fn slabs_of(&self, layer: LayerId) -> u64 {
+        self.layer_slabs.get(&layer).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn describe(&mut self, slab: SlabNo, descriptor: Descriptor) {
+        let before = self.alloc.descriptor(slab).and_then(Descriptor::layer);
+        if let Some(count) = before.and_then(|layer| self.layer_slabs.get_mut(&layer)) {
+            *count -= 1;
+        }
+        if let Some(layer) = descriptor.layer() {
+            *self.layer_slabs.entry(layer).or_default() += 1;
+        }
+        self.alloc.describe(slab, descriptor);
+        self.dirty.descriptors.insert(slab);
+        self.homes.descriptors.insert(slab.0 / 128);
+    }
+
+    /// Frees a slab that nothing on disk will point to once the open batch is durable.
+    pub(crate) fn free_slab(&mut self, slab: SlabNo) {
+        if self.alloc.descriptor(slab) != Some(Descriptor::Free) {
+            self.describe(slab, Descriptor::Free);
+        }
+        self.alloc.release(slab, self.batches.open);
+    }
+
+    // --- entries ---
+
+    /// The chunk's entry in `layer` for changing it: makes the table and page if there are none.
+    ///
+    /// `Ok(None)`: no slab is free for the table. `Err`: the page must be loaded first.
+    pub(crate) fn entry_for_change<'a>(
+        &mut self,
+        layer: &'a Layer,
+        chunk: ChunkNo,
+    ) -> std::result::Result<Option<&'a Entry>, PageLoad> {
+        match layer.lookup(chunk) {
+            InLayer::Entry(entry) => return Ok(Some(entry)),
+            InLayer::NeedPage(load) => return Err(load),
+            InLayer::Absent | InLayer::AllZero => {}
+        }
+        let Some(table) = self.table_for_change(layer, chunk.table(), false) else {
+            return Ok(None);
+        };
+        let page = chunk.page();
+        let zero = table.zero.load(Ordering::Acquire);
+        let content = table.install(page, Page::fresh(zero));
+        content.home_dirty.store(true, Ordering::Relaxed);
+        let initialised = table.initialised.fetch_or(1 << page, Ordering::AcqRel) | 1 << page;
+        self.dirty.fresh.push((layer.id, chunk.table(), page as u8));
+        self.homes.pages.push((layer.id, chunk.table(), page as u8));
+        self.describe(
+            table.slab,
+            Descriptor::Table { layer: layer.id, index: chunk.table(), pages: initialised, zero },
+        );
+        Ok(Some(content.entry(chunk)))
+    }
+
+    /// The table, made if there is none; with `zero`, its pages not yet initialised read as zeros from now on.
+    pub(crate) fn table_for_change<'a>(&mut self, layer: &'a Layer, index: u32, zero: bool) -> Option<&'a Table> {
+        if layer.table(index).is_none() {
+            let slab = self.take_slab()?;
+            let added = layer.add_table(index, Table::new(slab, 0, false));
+            assert!(added, "table {index} of layer {} is beyond its size", layer.id);
+            self.describe(slab, Descriptor::Table { layer: layer.id, index, pages: 0, zero: false });
+        }
+        let table = layer.table(index)?;
+        if zero && !table.zero.swap(true, Ordering::AcqRel) {
+            let pages = table.initialised.load(Ordering::Acquire);
+            self.describe(table.slab, Descriptor::Table { layer: layer.id, index, pages, zero: true });
+        }
+        Some(table)
+    }
+
+    /// Lists a changed entry for the journal and its page for going home.
+    pub(crate) fn note_entry(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry) {
+        if entry.mark_dirty() {
+            self.dirty.entries.push((layer.id, chunk));
+        }
+        let page = layer.table(chunk.table()).and_then(|table| table.page(chunk.page()));
+        if page.is_some_and(|page| !page.home_dirty.swap(true, Ordering::AcqRel)) {
+            self.homes.pages.push((layer.id, chunk.table(), chunk.page() as u8));
+        }
+    }
+
+    /// Brings the descriptor in line with the entry's D mask, and lets go of a slab that shows nothing (MAP-9).
+    fn settle(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry) {
+        let view = entry.view();
+        if view.slab.0 == 0 {
+            return;
+        }
+        let described = matches!(self.alloc.descriptor(view.slab), Some(Descriptor::Data { .. }));
+        if view.d != 0 {
+            if !described {
+                self.describe(view.slab, Descriptor::Data { layer: layer.id, index: chunk.0, birth: layer.id });
+            }
+        } else {
+            if described {
+                self.describe(view.slab, Descriptor::Free);
+            }
+            if entry.pending() == 0 {
+                entry.set_slab(SlabNo(0));
+                self.free_slab(view.slab);
+            }
+        }
+    }
+
+    /// Makes the pending blocks `mask` visible: their data has been written.
+    pub(crate) fn publish(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, mask);
+        entry.set_pending(entry.pending() & !mask);
+        entry.set_data(mask);
+        self.settle(layer, chunk, entry);
+        self.note_entry(layer, chunk, entry);
+    }
+
+    /// Gives up the pending blocks `mask`: their data was not written.
+    pub(crate) fn abandon(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, mask);
+        entry.set_pending(entry.pending() & !mask);
+        self.settle(layer, chunk, entry);
+    }
+
+    /// Makes the blocks `mask` read as zeros; none of them may be pending.
+    pub(crate) fn zero(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, 0);
+        entry.set_zero(mask);
+        self.settle(layer, chunk, entry);
+        self.note_entry(layer, chunk, entry);
+    }
+
+    // --- batches ---
+
+    /// Images all changes into the items of the open batch and opens the next one (JNL-3).
+    pub(crate) fn image_batch(&mut self) -> Vec<Item> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut items = Vec::with_capacity(
+            dirty.entries.len() + dirty.fresh.len() + dirty.descriptors.len() + dirty.slots.len(),
+        );
+        for (layer, table, page) in dirty.fresh {
+            if self.layers.contains_key(&layer) {
+                items.push(Item::FreshPage { layer, table, page });
+            }
+        }
+        for (layer, chunk) in dirty.entries {
+            let Some(InLayer::Entry(entry)) = self.layers.get(&layer).map(|found| found.lookup(chunk)) else {
+                continue;
+            };
+            entry.clear_dirty();
+            let stored = entry.stored();
+            items.push(Item::Entry { layer, chunk, slab: stored.slab, d: stored.d, z: stored.z });
+        }
+        for slab in dirty.descriptors {
+            let image = self.alloc.descriptor(slab).unwrap_or_default().encode(self.uuid, slab);
+            items.push(Item::Descriptor { slab, image });
+        }
+        for slot in dirty.slots {
+            items.push(Item::Slot { slot, image: self.slots[slot.0 as usize].encode(self.uuid, slot) });
+        }
+        self.batches.open += 1;
+        self.batches.in_progress = true;
+        items
+    }
+
+    /// The batch before the open one is durable: wakes those who wait for it and lets freed slabs move on.
+    pub(crate) fn batch_is_durable(&mut self) {
+        self.batches.durable = self.batches.open - 1;
+        self.batches.in_progress = false;
+        self.wake_all();
+    }
+
+    /// Byte offset of the page that holds the descriptors `page * 128..`.
+    pub(crate) fn descriptor_page_offset(page: u64) -> u64 {
+        let per_group = SLABS_PER_GROUP / 128;
+        let group = page / per_group;
+        SlabNo(group * SLABS_PER_GROUP + crate::alloc::DESCRIPTOR_SLAB).offset() + page % per_group * 4096
+    }
+}

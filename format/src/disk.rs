@@ -1,0 +1,35 @@
+//! The storage under a container, as the format sees it.
+//!
+//! Role: the few operations that metadata needs, so that a file, a simulated disk or a fault injector can stand below
+//! the same engine. Does not: carry guest data (the caller executes plans itself) or know what it stores.
+
+use std::{fmt, io};
+
+/// A random-access store of bytes. All calls block; reads and writes are exact, a short transfer is an error.
+///
+/// Buffers need no particular alignment: an implementation that needs one bounces.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the disk holds no byte.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`; durable only after a later [`Disk::sync`].
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset` and returns when those bytes are durable.
+    fn write_at_durable(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Returns when all writes that completed before the call are durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Makes the disk at least `len` bytes long, with space allocated where the store can do that. New bytes read as
+    /// zeros.
+    fn grow(&self, len: u64) -> io::Result<()>;
+}

@@ -1,0 +1,175 @@
+//! What can go wrong, typed by area, each with what the user can do next.
+
+use std::io;
+
+use crate::units::{ChunkNo, LayerId, SlabNo};
+
+/// Result of a container operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a container operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file does not begin with a superblock.
+    #[error("not a pitstop container: no superblock magic at offset 0 or 262144; create one with `pitstop create`")]
+    NotAContainer,
+    /// A superblock of a version that this program does not know.
+    #[error("container version {found} is not supported (this program knows version 1); use a newer pitstop")]
+    UnsupportedVersion {
+        /// Version in the superblock.
+        found: u32,
+    },
+    /// Feature bits that this program does not know (CON-12).
+    #[error("container uses unknown incompatible features {bits:#x}; use a newer pitstop")]
+    UnsupportedFeatures {
+        /// The unknown bits.
+        bits: u64,
+    },
+    /// The container may be opened only for reading (CON-12).
+    #[error("container uses unknown features {bits:#x} that allow reading only; use a newer pitstop to change it")]
+    ReadOnlyFeatures {
+        /// The unknown bits.
+        bits: u64,
+    },
+    /// The file is shorter than its metadata says.
+    #[error("container is truncated: the file has {found} bytes, its metadata needs {expected}; restore the file from a copy")]
+    Truncated {
+        /// Bytes the file has.
+        found: u64,
+        /// Bytes the file must have.
+        expected: u64,
+    },
+    /// A structure that disagrees with its checksum, its place or another structure.
+    #[error("{0}")]
+    Corrupt(#[from] Corruption),
+    /// The disk under the container failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The disk's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A sync, journal or home write failed earlier (JNL-14).
+    #[error("container has failed and accepts no more changes: {reason}; close it, mend the storage, open it again")]
+    Failed {
+        /// The first failure.
+        reason: String,
+    },
+    /// No free slab and the file cannot grow.
+    #[error("no space left in the container: {detail}; free space on the file system, or delete volumes")]
+    NoSpace {
+        /// What was tried.
+        detail: String,
+    },
+    /// No volume of that name.
+    #[error("no volume named '{name}'; `pitstop list` shows the volumes")]
+    NoSuchVolume {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("a volume named '{name}' exists already; choose another name or delete it first")]
+    VolumeExists {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is not one.
+    #[error("'{name}' is not a volume name: {why}")]
+    BadName {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The size is not one.
+    #[error("{size} is not a volume size: {why}")]
+    BadSize {
+        /// Bytes asked for.
+        size: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Source and target of a refresh are the same volume.
+    #[error("volume '{name}' cannot be refreshed from itself; name another source")]
+    SameVolume {
+        /// The volume.
+        name: String,
+    },
+    /// The volume was deleted while a handle to it was open.
+    #[error("volume '{name}' has been deleted")]
+    VolumeGone {
+        /// The volume.
+        name: String,
+    },
+    /// The request does not lie within the volume or is not aligned to 512 bytes.
+    #[error("request {start}..{end} is outside the volume of {size} bytes or not aligned to 512")]
+    BadRange {
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// Size of the volume in bytes.
+        size: u64,
+    },
+    /// The container was opened for reading only.
+    #[error("container is open for reading only")]
+    ReadOnly,
+    /// Another program holds the container.
+    #[error("container is in use by {holder}")]
+    Locked {
+        /// The holder, for people.
+        holder: String,
+    },
+    /// Options that make no sense together.
+    #[error("{0}")]
+    BadOption(String),
+}
+
+impl Error {
+    pub(crate) fn io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { what, source }
+    }
+}
+
+/// A structure that is damaged, misplaced, or contradicts another.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("corrupt {structure} at {place}: found {found}, expected {expected} [{rule}]; run `pitstop check`")]
+pub struct Corruption {
+    /// Kind of structure.
+    pub structure: &'static str,
+    /// Where it lies.
+    pub place: Place,
+    /// What is there.
+    pub found: String,
+    /// What should be there.
+    pub expected: String,
+    /// The spec rule that it breaks.
+    pub rule: &'static str,
+}
+
+/// Where a structure lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Byte offset in the container file.
+    Offset(u64),
+    /// A slab.
+    Slab(SlabNo),
+    /// The entry of a chunk.
+    Chunk(LayerId, ChunkNo),
+    /// A catalog slot.
+    Slot(u32),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Offset(offset) => write!(f, "offset {offset}"),
+            Place::Slab(slab) => write!(f, "slab {slab}"),
+            Place::Chunk(layer, chunk) => write!(f, "layer {layer} chunk {chunk}"),
+            Place::Slot(slot) => write!(f, "catalog slot {slot}"),
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Layers in memory: tables, pages and chunk entries that readers walk without a lock.
+//!
+//! Invariant: an entry's words change only under the engine lock and in the orders of MAP-7, so that a reader that
+//! follows [`Entry::view`] sees either the old or the new state of each block, never a third. A page, once resident,
+//! stays. A parent pointer changes only to an ancestor that shows the same bytes (LAY-8).
+//! Does not: perform I/O (a page that is not resident is reported as a [`PageLoad`]), allocate slabs, or journal.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+
+use crate::layout::entry::RawEntry;
+use crate::units::{
+    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, PAGES_PER_SLAB, SLAB_LEN,
+    SlabNo, mask_of,
+};
+
+/// In memory only: a merge has handed the slab to the child; on disk the entry is absent (LAY-8).
+const MOVED: u64 = 1 << 63;
+/// In memory only: the entry stands in the list of changes to journal.
+const DIRTY: u64 = 1 << 62;
+const SLAB_BITS: u64 = !(MOVED | DIRTY);
+
+/// A chunk's presence words. Bit `n` of a mask is block `n` of the chunk.
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    slab: AtomicU64,
+    d: AtomicU64,
+    z: AtomicU64,
+    /// Blocks that a planned first write will fill; only under the engine lock.
+    pending: AtomicU64,
+}
+
+impl Entry {
+    fn new(raw: RawEntry) -> Self {
+        Self {
+            slab: AtomicU64::new(raw.slab.0),
+            d: AtomicU64::new(raw.d),
+            z: AtomicU64::new(raw.z),
+            pending: AtomicU64::new(0),
+        }
+    }
+
+    /// The entry as one consistent state (MAP-7): D before Z, and the slab the same before and after.
+    pub(crate) fn view(&self) -> RawEntry {
+        loop {
+            let slab = self.slab.load(Ordering::Acquire) & SLAB_BITS;
+            let d = self.d.load(Ordering::Acquire);
+            let z = self.z.load(Ordering::Acquire);
+            if self.slab.load(Ordering::Acquire) & SLAB_BITS == slab {
+                return RawEntry { slab: SlabNo(slab), d, z };
+            }
+        }
+    }
+
+    pub(crate) fn slab(&self) -> SlabNo {
+        SlabNo(self.slab.load(Ordering::Acquire) & SLAB_BITS)
+    }
+
+    pub(crate) fn pending(&self) -> BlockMask {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Changes the pending blocks; under the engine lock.
+    pub(crate) fn set_pending(&self, pending: BlockMask) {
+        self.pending.store(pending, Ordering::Relaxed);
+    }
+
+    /// Gives the entry its slab, or takes it away; D is clear then (MAP-8).
+    pub(crate) fn set_slab(&self, slab: SlabNo) {
+        debug_assert_eq!(self.d.load(Ordering::Relaxed), 0);
+        let flags = self.slab.load(Ordering::Relaxed) & !SLAB_BITS;
+        self.slab.store(slab.0 | flags, Ordering::Release);
+    }
+
+    /// Zero or absent to data: sets D and leaves Z (MAP-7).
+    pub(crate) fn set_data(&self, mask: BlockMask) {
+        self.d.fetch_or(mask, Ordering::Release);
+    }
+
+    /// Data or absent to zero: sets Z, then clears D (MAP-7).
+    pub(crate) fn set_zero(&self, mask: BlockMask) {
+        self.z.fetch_or(mask, Ordering::Release);
+        self.d.fetch_and(!mask, Ordering::Release);
+    }
+
+    /// Adds zero blocks that the parent showed as zeros; only merges call this.
+    pub(crate) fn add_zero(&self, mask: BlockMask) {
+        self.z.fetch_or(mask, Ordering::Release);
+    }
+
+    pub(crate) fn mark_moved(&self) {
+        self.slab.fetch_or(MOVED, Ordering::Release);
+    }
+
+    /// What the entry is on disk: nothing once moved.
+    pub(crate) fn stored(&self) -> RawEntry {
+        if self.slab.load(Ordering::Acquire) & MOVED != 0 {
+            return RawEntry::default();
+        }
+        let view = self.view();
+        if view.d == 0 { RawEntry { slab: SlabNo(0), ..view } } else { view }
+    }
+
+    /// Notes that the entry is listed for the journal; false if it was already.
+    pub(crate) fn mark_dirty(&self) -> bool {
+        self.slab.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0
+    }
+
+    pub(crate) fn clear_dirty(&self) {
+        self.slab.fetch_and(!DIRTY, Ordering::AcqRel);
+    }
+}
+
+/// A resident table page.
+#[derive(Debug)]
+pub(crate) struct Page {
+    entries: Box<[Entry]>,
+    /// Changed since it was last copied for its home.
+    pub(crate) home_dirty: AtomicBool,
+}
+
+impl Page {
+    /// A page of absent entries, or of entries that read as zeros.
+    pub(crate) fn fresh(zero: bool) -> Self {
+        let raw = RawEntry { z: if zero { !0 } else { 0 }, ..RawEntry::default() };
+        Self::from_raw(&[raw; ENTRIES_PER_PAGE as usize])
+    }
+
+    pub(crate) fn from_raw(raw: &[RawEntry; ENTRIES_PER_PAGE as usize]) -> Self {
+        Self { entries: raw.iter().copied().map(Entry::new).collect(), home_dirty: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn entry(&self, chunk: ChunkNo) -> &Entry {
+        &self.entries[chunk.entry()]
+    }
+
+    /// The page as its home holds it.
+    pub(crate) fn encode(&self, layer: LayerId, first: ChunkNo) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(PAGE_LEN);
+        for (chunk, entry) in (first.0..).zip(&self.entries) {
+            bytes.extend(entry.stored().encode(layer, ChunkNo(chunk)));
+        }
+        bytes
+    }
+}
+
+/// A table slab: 8192 chunk entries in 64 pages, each resident or not.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) slab: SlabNo,
+    /// Pages that exist; the others hold absent entries, or zero entries if `zero` (MAP-6).
+    pub(crate) initialised: AtomicU64,
+    pub(crate) zero: AtomicBool,
+    pages: [OnceLock<Page>; PAGES_PER_SLAB as usize],
+}
+
+impl Table {
+    pub(crate) fn new(slab: SlabNo, initialised: u64, zero: bool) -> Self {
+        Self {
+            slab,
+            initialised: AtomicU64::new(initialised),
+            zero: AtomicBool::new(zero),
+            pages: [const { OnceLock::new() }; PAGES_PER_SLAB as usize],
+        }
+    }
+
+    pub(crate) fn page(&self, page: usize) -> Option<&Page> {
+        self.pages[page].get()
+    }
+
+    pub(crate) fn is_initialised(&self, page: usize) -> bool {
+        self.initialised.load(Ordering::Acquire) >> page & 1 == 1
+    }
+
+    /// Makes `content` the resident page unless there is one already.
+    pub(crate) fn install(&self, page: usize, content: Page) -> &Page {
+        self.pages[page].get_or_init(|| content)
+    }
+}
+
+/// A table page to read from the container: its bytes go to `Container::install_page`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLoad {
+    pub(crate) layer: LayerId,
+    pub(crate) table: u32,
+    pub(crate) page: u8,
+    pub(crate) slab: SlabNo,
+}
+
+impl PageLoad {
+    /// Byte offset of the page in the container.
+    pub fn offset(&self) -> u64 {
+        self.slab.offset() + u64::from(self.page) * PAGE_LEN as u64
+    }
+
+    /// Bytes to read.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        PAGE_LEN
+    }
+
+    pub(crate) fn first_chunk(&self) -> ChunkNo {
+        ChunkNo(self.table * ENTRIES_PER_TABLE as u32 + u32::from(self.page) * ENTRIES_PER_PAGE as u32)
+    }
+}
+
+/// What one layer says of a chunk.
+#[derive(Debug)]
+pub(crate) enum InLayer<'a> {
+    /// All blocks absent.
+    Absent,
+    /// All blocks read as zeros.
+    AllZero,
+    Entry(&'a Entry),
+    NeedPage(PageLoad),
+}
+
+/// What shows through a layer: one value, so that no reader pairs one parent with another's limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) parent: Option<Arc<Layer>>,
+    /// Bytes from which on the parent does not show through (LAY-6).
+    pub(crate) limit: u64,
+}
+
+/// A layer in memory.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) id: LayerId,
+    pub(crate) size: u64,
+    link: ArcSwap<Link>,
+    tables: OnceLock<Box<[OnceLock<Box<Table>>]>>,
+    /// No write is under way any more, and none will be planned: a frozen layer is then sealed.
+    pub(crate) drained: AtomicBool,
+}
+
+impl Layer {
+    pub(crate) fn new(id: LayerId, size: u64, link: Link, drained: bool) -> Self {
+        Self {
+            id,
+            size,
+            link: ArcSwap::from_pointee(link),
+            tables: OnceLock::new(),
+            drained: AtomicBool::new(drained),
+        }
+    }
+
+    pub(crate) fn link(&self) -> Arc<Link> {
+        self.link.load_full()
+    }
+
+    pub(crate) fn parent(&self) -> Option<Arc<Layer>> {
+        self.link.load().parent.clone()
+    }
+
+    /// Replaces the link by one that, with this layer's entries, shows the same bytes.
+    pub(crate) fn set_link(&self, link: Link) {
+        self.link.store(Arc::new(link));
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Acquire)
+    }
+
+    /// Whether no first write was ever planned here.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.tables.get().is_none()
+    }
+
+    /// Tables that the layer's size allows.
+    pub(crate) fn table_limit(&self) -> u32 {
+        (self.size.div_ceil(SLAB_LEN)).div_ceil(ENTRIES_PER_TABLE) as u32
+    }
+
+    fn tables(&self) -> &[OnceLock<Box<Table>>] {
+        self.tables.get_or_init(|| (0..self.table_limit()).map(|_| OnceLock::new()).collect())
+    }
+
+    pub(crate) fn table(&self, index: u32) -> Option<&Table> {
+        self.tables.get()?.get(index as usize)?.get().map(Box::as_ref)
+    }
+
+    /// Adds a table; false if the index is taken or beyond the layer's size.
+    pub(crate) fn add_table(&self, index: u32, table: Table) -> bool {
+        self.tables().get(index as usize).is_some_and(|cell| cell.set(Box::new(table)).is_ok())
+    }
+
+    pub(crate) fn lookup(&self, chunk: ChunkNo) -> InLayer<'_> {
+        let Some(table) = self.table(chunk.table()) else {
+            return InLayer::Absent;
+        };
+        if let Some(page) = table.page(chunk.page()) {
+            return InLayer::Entry(page.entry(chunk));
+        }
+        if table.is_initialised(chunk.page()) {
+            // A page made since the first look is resident by now: it is installed before it is marked initialised.
+            return match table.page(chunk.page()) {
+                Some(page) => InLayer::Entry(page.entry(chunk)),
+                None => InLayer::NeedPage(PageLoad {
+                    layer: self.id,
+                    table: chunk.table(),
+                    page: chunk.page() as u8,
+                    slab: table.slab,
+                }),
+            };
+        }
+        if table.zero.load(Ordering::Acquire) { InLayer::AllZero } else { InLayer::Absent }
+    }
+}
+
+impl Link {
+    /// The chunk's blocks that the parent may show (LAY-6).
+    pub(crate) fn mask(&self, chunk: ChunkNo) -> BlockMask {
+        let blocks = self.limit.saturating_sub(chunk.start()).div_ceil(BLOCK_LEN);
+        mask_of(0, blocks.min(64))
+    }
+}
+
+impl Drop for Layer {
+    /// Unlinks a long chain without recursion.
+    fn drop(&mut self) {
+        let unlinked = || Arc::new(Link { parent: None, limit: 0 });
+        let take = |layer: &Layer| Arc::try_unwrap(layer.link.swap(unlinked())).ok().and_then(|link| link.parent);
+        let mut next = take(self);
+        while let Some(layer) = next {
+            next = Arc::try_unwrap(layer).ok().and_then(|last| take(&last));
+        }
+    }
+}
+
+/// Where a piece of a chunk's blocks is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Data(SlabNo),
+    Zero,
+}
+
+/// Resolves the blocks `want` of `chunk` as seen through `top`: calls `piece` with disjoint masks that cover `want`.
+///
+/// A layer whose table page is not resident ends the walk with the page to load.
+pub(crate) fn resolve(
+    top: &Arc<Layer>,
+    chunk: ChunkNo,
+    want: BlockMask,
+    mut piece: impl FnMut(BlockMask, Found),
+) -> Result<(), PageLoad> {
+    let mut want = want;
+    let mut zero = 0;
+    let mut above: Option<Arc<Layer>> = None;
+    loop {
+        let layer = above.as_ref().unwrap_or(top);
+        // The link before the entry: a merge publishes in the child first and unlinks the parent last (LAY-8).
+        let link = layer.link.load();
+        match layer.lookup(chunk) {
+            InLayer::Absent => {}
+            InLayer::AllZero => {
+                zero |= want;
+                want = 0;
+            }
+            InLayer::Entry(entry) => {
+                let view = entry.view();
+                let data = want & view.d;
+                if data != 0 {
+                    piece(data, Found::Data(view.slab));
+                }
+                want &= !view.d;
+                zero |= want & view.z;
+                want &= !view.z;
+            }
+            InLayer::NeedPage(load) => return Err(load),
+        }
+        let through = link.mask(chunk);
+        zero |= want & !through;
+        want &= through;
+        if want == 0 {
+            break;
+        }
+        let parent = link.parent.clone();
+        drop(link);
+        match parent {
+            Some(parent) => above = Some(parent),
+            None => {
+                zero |= want;
+                break;
+            }
+        }
+    }
+    if zero != 0 {
+        piece(zero, Found::Zero);
+    }
+    Ok(())
+}

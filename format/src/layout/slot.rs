@@ -1,0 +1,310 @@
+//! Catalog slots: 512 bytes each, one object per slot.
+
+use uuid::Uuid;
+
+use super::{Bad, checksum, on_disk};
+use crate::units::{LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, SlotNo, VolumeId};
+
+/// Bytes in a slot.
+pub(crate) const LEN: usize = 512;
+/// Slots in a page.
+pub(crate) const PER_PAGE: u32 = 8;
+/// Slots in a catalog slab.
+pub(crate) const PER_SLAB: u32 = 512;
+
+/// What every slot begins with.
+pub(crate) mod header {
+    super::on_disk! { 16;
+        KIND @ 0, 1;
+        VERSION @ 1, 1;
+        CRC @ 4, 4;
+        SLOT @ 8, 4;
+    }
+}
+
+/// The container's own counters; always slot 0.
+pub(crate) mod container {
+    super::on_disk! { 512;
+        NEXT_ID @ 16, 8;
+        SLAB_COUNT @ 24, 8;
+    }
+}
+
+/// A volume.
+pub(crate) mod volume {
+    super::on_disk! { 512;
+        ID @ 16, 8;
+        UUID @ 24, 16;
+        SIZE_BYTES @ 40, 8;
+        HEAD @ 48, 8;
+        CREATED_NS @ 56, 8;
+        FLAGS @ 64, 4;
+        DURABILITY @ 68, 1;
+        VERIFY @ 69, 1;
+        SECTOR_LEN @ 70, 2;
+        ORIGIN @ 72, 8;
+        ORIGIN_NS @ 80, 8;
+        ORIGIN_UUID @ 88, 16;
+        NAME @ 104, 128;
+        ORIGIN_NAME @ 232, 128;
+        PROPERTIES @ 384, 128;
+    }
+}
+
+/// A layer.
+pub(crate) mod layer {
+    super::on_disk! { 512;
+        ID @ 16, 8;
+        UUID @ 24, 16;
+        KIND @ 40, 1;
+        FLAGS @ 41, 1;
+        PARENT @ 48, 8;
+        OWNER @ 56, 8;
+        SIZE_BYTES @ 64, 8;
+        PARENT_LIMIT @ 72, 8;
+        BIRTH @ 80, 8;
+        KEY @ 88, 8;
+        CREATED_NS @ 96, 8;
+        FROZEN_NS @ 104, 8;
+        EXTERNAL @ 112, 64;
+    }
+}
+
+/// The container's counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ContainerRecord {
+    /// Next volume or layer id; ids are never reused (LAY-1).
+    pub(crate) next_id: u64,
+    /// Slabs that the file must have.
+    pub(crate) slab_count: u64,
+}
+
+/// Where a volume's contents came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OriginRecord {
+    pub(crate) volume: VolumeId,
+    pub(crate) uuid: Uuid,
+    pub(crate) instant_ns: i64,
+    pub(crate) name: String,
+}
+
+/// A volume as the catalog stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VolumeRecord {
+    pub(crate) id: VolumeId,
+    pub(crate) uuid: Uuid,
+    pub(crate) name: String,
+    pub(crate) size: u64,
+    pub(crate) head: LayerId,
+    pub(crate) created_ns: i64,
+    pub(crate) origin: Option<OriginRecord>,
+}
+
+/// What a layer is at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LayerKind {
+    /// Takes a volume's writes.
+    Head,
+    /// Never changes again (but for a merge, which shows the same bytes).
+    Frozen,
+    /// Unlinked; its slabs are being freed.
+    Doomed,
+}
+
+/// A layer as the catalog stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerRecord {
+    pub(crate) id: LayerId,
+    pub(crate) uuid: Uuid,
+    pub(crate) kind: LayerKind,
+    pub(crate) parent: Option<LayerId>,
+    /// The volume it was frozen from, while that volume still uses it.
+    pub(crate) owner: Option<VolumeId>,
+    pub(crate) size: u64,
+    /// Bytes from which on the parent does not show through (LAY-6).
+    pub(crate) parent_limit: u64,
+    pub(crate) birth: LayerId,
+    pub(crate) created_ns: i64,
+    pub(crate) frozen_ns: i64,
+}
+
+/// A decoded slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Free,
+    Container(ContainerRecord),
+    Volume(VolumeRecord),
+    Layer(LayerRecord),
+}
+
+impl Slot {
+    pub(crate) fn encode(&self, id: Uuid, slot: SlotNo) -> Box<[u8; LEN]> {
+        let mut raw = Box::new([0u8; LEN]);
+        let b = raw.as_mut_slice();
+        header::VERSION.put(b, 1);
+        header::SLOT.put(b, slot.0.into());
+        match self {
+            Slot::Free => {}
+            Slot::Container(record) => {
+                header::KIND.put(b, 1);
+                container::NEXT_ID.put(b, record.next_id);
+                container::SLAB_COUNT.put(b, record.slab_count);
+            }
+            Slot::Volume(record) => {
+                header::KIND.put(b, 2);
+                record.encode(b);
+            }
+            Slot::Layer(record) => {
+                header::KIND.put(b, 3);
+                record.encode(b);
+            }
+        }
+        let crc = checksum(&[id.as_bytes()], b, header::CRC);
+        header::CRC.put(b, crc.into());
+        raw
+    }
+
+    pub(crate) fn decode(b: &[u8], id: Uuid, slot: SlotNo) -> Result<Self, Bad> {
+        let crc = checksum(&[id.as_bytes()], b, header::CRC);
+        if header::CRC.get_u32(b) != crc {
+            return Err(Bad::new("CON-10", header::CRC.get(b), crc));
+        }
+        if header::SLOT.get_u32(b) != slot.0 {
+            return Err(Bad::new("CAT-1", header::SLOT.get(b), slot));
+        }
+        if header::VERSION.get(b) != 1 {
+            return Err(Bad::new("CAT-2", header::VERSION.get(b), 1));
+        }
+        match header::KIND.get(b) {
+            0 => Ok(Slot::Free),
+            1 => Ok(Slot::Container(ContainerRecord {
+                next_id: container::NEXT_ID.get(b),
+                slab_count: container::SLAB_COUNT.get(b),
+            })),
+            2 => VolumeRecord::decode(b).map(Slot::Volume),
+            3 => LayerRecord::decode(b).map(Slot::Layer),
+            kind => Err(Bad::new("CAT-2", format!("kind {kind}"), "a kind from 0 to 3")),
+        }
+    }
+}
+
+impl VolumeRecord {
+    fn encode(&self, b: &mut [u8]) {
+        volume::ID.put(b, self.id.0);
+        volume::UUID.put_uuid(b, self.uuid);
+        volume::SIZE_BYTES.put(b, self.size);
+        volume::HEAD.put(b, self.head.0);
+        volume::CREATED_NS.put(b, self.created_ns as u64);
+        volume::SECTOR_LEN.put(b, MIN_IO_LEN);
+        volume::NAME.put_str(b, &self.name);
+        if let Some(origin) = &self.origin {
+            volume::ORIGIN.put(b, origin.volume.0);
+            volume::ORIGIN_NS.put(b, origin.instant_ns as u64);
+            volume::ORIGIN_UUID.put_uuid(b, origin.uuid);
+            volume::ORIGIN_NAME.put_str(b, &origin.name);
+        }
+    }
+
+    fn decode(b: &[u8]) -> Result<Self, Bad> {
+        let name = volume::NAME.get_str(b).unwrap_or_default();
+        if check_name(&name).is_err() {
+            return Err(Bad::new("CAT-4", format!("name {name:?}"), "a volume name"));
+        }
+        let size = volume::SIZE_BYTES.get(b);
+        if size == 0 || size > MAX_VOLUME_LEN || size % MIN_IO_LEN != 0 {
+            return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
+        }
+        for field in [volume::FLAGS, volume::DURABILITY, volume::VERIFY] {
+            if field.get(b) != 0 {
+                return Err(Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), 0));
+            }
+        }
+        let origin = match volume::ORIGIN.get(b) {
+            0 => None,
+            origin => Some(OriginRecord {
+                volume: VolumeId(origin),
+                uuid: volume::ORIGIN_UUID.uuid(b),
+                instant_ns: volume::ORIGIN_NS.get(b) as i64,
+                name: volume::ORIGIN_NAME
+                    .get_str(b)
+                    .ok_or_else(|| Bad::new("CAT-4", "an origin name that is not text", "a volume name"))?,
+            }),
+        };
+        Ok(Self {
+            id: VolumeId(volume::ID.get(b)),
+            uuid: volume::UUID.uuid(b),
+            name,
+            size,
+            head: LayerId(volume::HEAD.get(b)),
+            created_ns: volume::CREATED_NS.get(b) as i64,
+            origin,
+        })
+    }
+}
+
+impl LayerRecord {
+    fn encode(&self, b: &mut [u8]) {
+        layer::ID.put(b, self.id.0);
+        layer::UUID.put_uuid(b, self.uuid);
+        let kind = match self.kind {
+            LayerKind::Head => 1,
+            LayerKind::Frozen => 2,
+            LayerKind::Doomed => 5,
+        };
+        layer::KIND.put(b, kind);
+        layer::PARENT.put(b, self.parent.map_or(0, |id| id.0));
+        layer::OWNER.put(b, self.owner.map_or(0, |id| id.0));
+        layer::SIZE_BYTES.put(b, self.size);
+        layer::PARENT_LIMIT.put(b, self.parent_limit);
+        layer::BIRTH.put(b, self.birth.0);
+        layer::CREATED_NS.put(b, self.created_ns as u64);
+        layer::FROZEN_NS.put(b, self.frozen_ns as u64);
+    }
+
+    fn decode(b: &[u8]) -> Result<Self, Bad> {
+        let kind = match layer::KIND.get(b) {
+            1 => LayerKind::Head,
+            2 => LayerKind::Frozen,
+            5 => LayerKind::Doomed,
+            kind => return Err(Bad::new("CAT-2", format!("layer kind {kind}"), "1, 2 or 5")),
+        };
+        for field in [layer::FLAGS, layer::KEY] {
+            if field.get(b) != 0 {
+                return Err(Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), 0));
+            }
+        }
+        let size = layer::SIZE_BYTES.get(b);
+        if size == 0 || size > MAX_VOLUME_LEN || size % MIN_IO_LEN != 0 {
+            return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
+        }
+        Ok(Self {
+            id: LayerId(layer::ID.get(b)),
+            uuid: layer::UUID.uuid(b),
+            kind,
+            parent: Some(LayerId(layer::PARENT.get(b))).filter(|id| id.0 != 0),
+            owner: Some(VolumeId(layer::OWNER.get(b))).filter(|id| id.0 != 0),
+            size,
+            parent_limit: layer::PARENT_LIMIT.get(b),
+            birth: LayerId(layer::BIRTH.get(b)),
+            created_ns: layer::CREATED_NS.get(b) as i64,
+            frozen_ns: layer::FROZEN_NS.get(b) as i64,
+        })
+    }
+}
+
+/// Whether `name` may name a volume (CAT-4); the error says what is wrong.
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
+    let Some(first) = name.chars().next() else {
+        return Err("it is empty");
+    };
+    if name.len() > MAX_NAME_LEN {
+        return Err("it is longer than 127 bytes");
+    }
+    if !first.is_ascii_alphanumeric() {
+        return Err("it must begin with a letter or a digit");
+    }
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+@:".contains(c)) {
+        return Err("only letters, digits and . _ - + @ : are allowed");
+    }
+    Ok(())
+}

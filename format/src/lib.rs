@@ -1,0 +1,36 @@
+//! The Pitstop container format: one file, many volumes, snapshot and refresh in constant time.
+//!
+//! Role: layout, recovery, copy-on-write semantics, and planning of requests. Invariant: the rules of `spec/`.
+//! Does not: perform data I/O (it says where data is and publishes what was written), know sockets, thread pools or
+//! io_uring. See ARCHITECTURE.md for the rooms.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod alloc;
+pub mod check;
+mod container;
+mod disk;
+mod error;
+mod file;
+mod io;
+mod layer;
+mod layout;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod units;
+mod volume;
+
+pub use container::{
+    Container, ContainerInfo, CreateOptions, Flush, FlushStep, JournalAppend, LayerInfo, Maintained, OpenMode, Origin,
+    PendingCopy, VolumeInfo, VolumeState,
+};
+pub use disk::Disk;
+pub use error::{Corruption, Error, Place, Result};
+pub use file::{FileDisk, Holder, IoAlignment, holder_of};
+pub use io::{Extent, VolumeIo};
+pub use layer::PageLoad;
+pub use units::{
+    BLOCK_LEN, BLOCKS_PER_CHUNK, ChunkNo, LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, PAGE_LEN, SLAB_LEN,
+    SlabNo, SlotNo, VolumeId,
+};
+pub use volume::{Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, WriteTicket, ZeroKind, ZeroTicket};

@@ -1,0 +1,353 @@
+//! Planning writes and publishing them.
+//!
+//! Invariant: a block becomes visible only in [`WriteTicket::complete`], after its data has been written (MAP-10). First
+//! writes cover whole blocks and claim them when planned; writes that overlap a claim wait (MAP-11).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::Waker;
+
+use smallvec::SmallVec;
+
+use super::{Piece, Planned, Volume, VolumeCore, Writers, pieces, runs};
+use crate::alloc::Grace;
+use crate::container::Shared;
+use crate::container::state::State;
+use crate::error::Result;
+use crate::layer::{Found, InLayer, Layer, PageLoad, resolve};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo};
+
+/// Bytes to write from the request's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteSegment {
+    /// Offset in the request's buffer.
+    pub buffer_offset: u64,
+    /// Byte offset in the container; a multiple of 512.
+    pub disk_offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Where the rest of a block comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EdgeSource {
+    /// It reads as zeros.
+    Zero,
+    /// These 4096 bytes of the container.
+    Disk {
+        /// Byte offset; a multiple of 4096.
+        offset: u64,
+    },
+}
+
+/// A block that is written in part and must be completed: fill 4096 bytes from `source`, lay `len` bytes of the buffer
+/// over them, write them at `disk_offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edge {
+    /// Where the rest comes from.
+    pub source: EdgeSource,
+    /// Byte offset in the container of the whole block.
+    pub disk_offset: u64,
+    /// Offset in the request's buffer.
+    pub buffer_offset: u64,
+    /// Where the buffer's bytes belong in the block.
+    pub offset_in_block: usize,
+    /// Bytes of the buffer.
+    pub len: usize,
+}
+
+/// Blocks of one chunk that a ticket has claimed.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    chunk: ChunkNo,
+    mask: BlockMask,
+}
+
+/// A planned write. Write all segments and edges, then call [`WriteTicket::complete`].
+///
+/// Dropping it gives the write up: blocks that were absent stay as they were; blocks that were overwritten in place may
+/// hold old or new data in each sector.
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped gives its write up"]
+pub struct WriteTicket {
+    segments: SmallVec<[WriteSegment; 4]>,
+    edges: SmallVec<[Edge; 2]>,
+    claims: SmallVec<[Claim; 2]>,
+    shared: Arc<Shared>,
+    core: Arc<VolumeCore>,
+    /// Keeps the head unsealed.
+    writers: Arc<Writers>,
+    /// Keeps the slabs that are read or written from reuse.
+    _grace: Arc<Grace>,
+}
+
+impl WriteTicket {
+    /// What to write straight from the buffer.
+    pub fn segments(&self) -> &[WriteSegment] {
+        &self.segments
+    }
+
+    /// Blocks to complete first; at most two.
+    pub fn edges(&self) -> &[Edge] {
+        &self.edges
+    }
+
+    /// Publishes the write: all of it has been written.
+    pub fn complete(mut self) {
+        let claims = std::mem::take(&mut self.claims);
+        if !claims.is_empty() {
+            let layer = &self.writers.layer;
+            let mut state = self.shared.lock();
+            for claim in claims {
+                if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
+                    state.publish(layer, claim.chunk, entry, claim.mask);
+                }
+            }
+            self.core.touch(&state);
+            state.wake_all();
+            if state.dirty.journal_bytes() > state.ring.batch_limit() {
+                drop(state);
+                self.shared.call_for_work();
+            }
+        }
+    }
+}
+
+impl Drop for WriteTicket {
+    fn drop(&mut self) {
+        if !self.claims.is_empty() {
+            let layer = &self.writers.layer;
+            let mut state = self.shared.lock();
+            for claim in self.claims.drain(..) {
+                if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
+                    state.abandon(layer, claim.chunk, entry, claim.mask);
+                }
+            }
+            state.wake_all();
+        }
+    }
+}
+
+/// Why a plan is not ready.
+pub(super) enum NotReady {
+    NeedPage(PageLoad),
+    Busy,
+    Failed(crate::Error),
+}
+
+impl From<PageLoad> for NotReady {
+    fn from(load: PageLoad) -> Self {
+        NotReady::NeedPage(load)
+    }
+}
+
+impl NotReady {
+    pub(super) fn into_planned<T>(self) -> Result<Planned<T>> {
+        match self {
+            NotReady::NeedPage(load) => Ok(Planned::NeedPage(load)),
+            NotReady::Busy => Ok(Planned::Busy),
+            NotReady::Failed(error) => Err(error),
+        }
+    }
+}
+
+impl Volume {
+    /// Plans a write of `range` (bytes, multiples of 512, within the volume).
+    ///
+    /// Overwrites of blocks that the head has touch no metadata and take no lock; first writes claim their blocks. A
+    /// first write that covers whole blocks reads and copies nothing (VOL-3).
+    ///
+    /// Errors: [`crate::Error::NoSpace`], [`crate::Error::Failed`], [`crate::Error::ReadOnly`],
+    /// [`crate::Error::BadRange`], [`crate::Error::VolumeGone`].
+    pub fn plan_write(&self, range: Range<u64>, waker: &Waker) -> Result<Planned<WriteTicket>> {
+        self.check_change(&range)?;
+        let mut ticket = self.ticket();
+        match ticket.overwrite(range.clone()) {
+            Ok(true) => return Ok(Planned::Ready(ticket)),
+            Ok(false) => {}
+            Err(load) => return Ok(Planned::NeedPage(load)),
+        }
+        ticket.segments.clear();
+        let mut state = self.shared.lock();
+        self.check_present()?;
+        // Under the lock the head cannot be switched: a first write is never planned against a frozen layer.
+        ticket.writers = self.core.current.load_full();
+        if state.dirty.journal_bytes() > 2 * state.ring.batch_limit() {
+            state.register(waker);
+            drop(state);
+            self.shared.call_for_work();
+            return Ok(Planned::Busy);
+        }
+        for piece in pieces(range) {
+            if let Err(why) = ticket.plan_piece(&mut state, piece, waker) {
+                drop(state);
+                if matches!(why, NotReady::Busy) {
+                    self.shared.call_for_work();
+                }
+                drop(ticket);
+                return why.into_planned();
+            }
+        }
+        Ok(Planned::Ready(ticket))
+    }
+
+    fn ticket(&self) -> WriteTicket {
+        WriteTicket {
+            segments: SmallVec::new(),
+            edges: SmallVec::new(),
+            claims: SmallVec::new(),
+            _grace: self.shared.grace.load_full(),
+            writers: self.core.current.load_full(),
+            shared: self.shared.clone(),
+            core: self.core.clone(),
+        }
+    }
+
+    /// Plans writing zeros over `range`, which no block boundary divides: the rest of its block stays as it is.
+    pub(super) fn plan_zero_edges(
+        &self,
+        ranges: &[Range<u64>],
+        state: &mut State,
+        waker: &Waker,
+    ) -> std::result::Result<WriteTicket, (NotReady, WriteTicket)> {
+        let mut ticket = self.ticket();
+        for range in ranges {
+            for piece in pieces(range.clone()) {
+                if let Err(why) = ticket.plan_piece(state, piece, waker) {
+                    return Err((why, ticket));
+                }
+            }
+        }
+        Ok(ticket)
+    }
+}
+
+impl WriteTicket {
+    /// Plans overwrites in place, without a lock; false if some block is not in the head.
+    fn overwrite(&mut self, range: Range<u64>) -> std::result::Result<bool, PageLoad> {
+        for piece in pieces(range) {
+            let view = match self.writers.layer.lookup(piece.chunk) {
+                InLayer::Entry(entry) => entry.view(),
+                InLayer::NeedPage(load) => return Err(load),
+                InLayer::Absent | InLayer::AllZero => return Ok(false),
+            };
+            if piece.blocks() & !view.d != 0 {
+                return Ok(false);
+            }
+            push(&mut self.segments, piece.buffer_offset, view.slab.offset() + piece.start, piece.end - piece.start);
+        }
+        Ok(true)
+    }
+
+    /// Plans one piece under the engine lock: overwrites what the head has, claims the rest.
+    fn plan_piece(
+        &mut self,
+        state: &mut State,
+        piece: Piece,
+        waker: &Waker,
+    ) -> std::result::Result<(), NotReady> {
+        let layer = self.writers.layer.clone();
+        let blocks = piece.blocks();
+        let Some(entry) = state.entry_for_change(&layer, piece.chunk)? else {
+            return Err(out_of_space(state, waker));
+        };
+        if entry.pending() & blocks != 0 {
+            state.register(waker);
+            return Err(NotReady::Busy);
+        }
+        let view = entry.view();
+        let first_writes = blocks & !view.d;
+        let partial = first_writes & !piece.whole_blocks();
+        let sources = self.edge_sources(&layer, piece.chunk, partial, waker)?;
+        let slab = match entry.slab() {
+            slab if slab.0 != 0 => slab,
+            _ => {
+                let Some(slab) = state.take_slab() else {
+                    return Err(out_of_space(state, waker));
+                };
+                entry.set_slab(slab);
+                slab
+            }
+        };
+        if first_writes != 0 {
+            entry.set_pending(entry.pending() | first_writes);
+            self.claims.push(Claim { chunk: piece.chunk, mask: first_writes });
+        }
+        for (first, end) in runs(blocks & !partial) {
+            let start = piece.start.max(first * BLOCK_LEN);
+            let end = piece.end.min(end * BLOCK_LEN);
+            push(&mut self.segments, piece.buffer_offset + start - piece.start, slab.offset() + start, end - start);
+        }
+        for (block, source) in sources {
+            let base = block * BLOCK_LEN;
+            let start = piece.start.max(base);
+            let end = piece.end.min(base + BLOCK_LEN);
+            self.edges.push(Edge {
+                source,
+                disk_offset: slab.offset() + base,
+                buffer_offset: piece.buffer_offset + start - piece.start,
+                offset_in_block: (start - base) as usize,
+                len: (end - start) as usize,
+            });
+        }
+        Ok(())
+    }
+
+    /// Where the blocks `partial` have their present contents.
+    ///
+    /// While a layer below still takes writes of before a snapshot, their sectors are not settled: wait (SNP-3).
+    fn edge_sources(
+        &self,
+        layer: &Arc<Layer>,
+        chunk: ChunkNo,
+        partial: BlockMask,
+        waker: &Waker,
+    ) -> std::result::Result<SmallVec<[(u64, EdgeSource); 2]>, NotReady> {
+        let mut sources = SmallVec::new();
+        if partial == 0 {
+            return Ok(sources);
+        }
+        let mut below = layer.parent();
+        while let Some(frozen) = below {
+            if !frozen.is_drained() {
+                self.shared.signal.register(waker);
+                if !frozen.is_drained() {
+                    return Err(NotReady::Busy);
+                }
+            }
+            below = frozen.parent();
+        }
+        resolve(layer, chunk, partial, |mask, place| {
+            for (first, end) in runs(mask) {
+                sources.extend((first..end).map(|block| {
+                    let source = match place {
+                        Found::Zero => EdgeSource::Zero,
+                        Found::Data(slab) => EdgeSource::Disk { offset: slab.offset() + block * BLOCK_LEN },
+                    };
+                    (block, source)
+                }));
+            }
+        })?;
+        Ok(sources)
+    }
+}
+
+/// No slab is free: waits for the file to grow, or fails if it cannot.
+pub(super) fn out_of_space(state: &mut State, waker: &Waker) -> NotReady {
+    if state.space.failure.is_some() && state.alloc.limbo_count() == 0 {
+        return NotReady::Failed(state.no_space());
+    }
+    state.register(waker);
+    NotReady::Busy
+}
+
+fn push(segments: &mut SmallVec<[WriteSegment; 4]>, buffer_offset: u64, disk_offset: u64, len: u64) {
+    if let Some(last) = segments.last_mut()
+        && last.buffer_offset + last.len == buffer_offset
+        && last.disk_offset + last.len == disk_offset
+    {
+        last.len += len;
+        return;
+    }
+    segments.push(WriteSegment { buffer_offset, disk_offset, len });
+}

@@ -1,0 +1,247 @@
+//! Planning discards and writes of zeros.
+//!
+//! Whole blocks change metadata only, at once, when planned; parts of blocks at either end of a write of zeros become data
+//! writes of zeros. Long ranges go in steps, so that the engine lock is never held for long (VOL-5).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::write::{NotReady, out_of_space};
+use super::{Edge, Piece, Planned, Volume, WriteSegment, WriteTicket, pieces};
+use crate::container::state::State;
+use crate::error::Result;
+use crate::layer::{Found, InLayer, Layer, resolve};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, SLAB_LEN};
+
+/// Bytes of volume that one table describes.
+const TABLE_SPAN: u64 = ENTRIES_PER_TABLE * SLAB_LEN;
+
+/// What the range becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroKind {
+    /// The guest no longer needs the range: whole blocks in it read as zeros, blocks it covers in part stay.
+    Discard,
+    /// Every byte of the range reads as zeros.
+    WriteZeroes,
+}
+
+/// A planned discard or write of zeros. Carry out its segments and edges with zeros for a buffer, call
+/// [`ZeroTicket::complete`], then plan what [`ZeroTicket::remaining`] names.
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped gives its write up"]
+pub struct ZeroTicket {
+    data: Option<WriteTicket>,
+    remaining: Option<Range<u64>>,
+}
+
+impl ZeroTicket {
+    /// Zeros to write; usually none.
+    pub fn segments(&self) -> &[WriteSegment] {
+        self.data.as_ref().map_or(&[], WriteTicket::segments)
+    }
+
+    /// Blocks to complete first; at most two.
+    pub fn edges(&self) -> &[Edge] {
+        self.data.as_ref().map_or(&[], WriteTicket::edges)
+    }
+
+    /// The part of the range that is still to be planned.
+    pub fn remaining(&self) -> Option<Range<u64>> {
+        self.remaining.clone()
+    }
+
+    /// Publishes: all segments and edges have been written.
+    pub fn complete(self) {
+        if let Some(data) = self.data {
+            data.complete();
+        }
+    }
+}
+
+/// The parts of blocks at the ends of a range, and the whole blocks between them.
+fn split_edges(range: &Range<u64>) -> (Vec<Range<u64>>, Range<u64>) {
+    let first = range.start.next_multiple_of(BLOCK_LEN);
+    let last = range.end / BLOCK_LEN * BLOCK_LEN;
+    if first > last {
+        return (vec![range.clone()], first..first);
+    }
+    let edges = [range.start..first, last..range.end].into_iter().filter(|edge| !edge.is_empty()).collect();
+    (edges, first..last)
+}
+
+impl Volume {
+    /// Plans making `range` (bytes, multiples of 512, within the volume) read as zeros.
+    ///
+    /// What reads as zeros already costs nothing (VOL-5).
+    ///
+    /// Errors: as [`Volume::plan_write`].
+    pub fn plan_zero(&self, range: Range<u64>, kind: ZeroKind, waker: &Waker) -> Result<Planned<ZeroTicket>> {
+        self.check_change(&range)?;
+        let (edges, whole) = split_edges(&range);
+        let mut state = self.shared.lock();
+        self.check_present()?;
+        if state.dirty.journal_bytes() > 2 * state.ring.batch_limit() {
+            state.register(waker);
+            drop(state);
+            self.shared.call_for_work();
+            return Ok(Planned::Busy);
+        }
+        let head = self.core.head();
+        let outcome = self.zero_locked(&mut state, &head, kind, &edges, whole, waker);
+        self.core.touch(&state);
+        let urgent = state.space.wanted || state.dirty.journal_bytes() > state.ring.batch_limit();
+        // Tickets are dropped without the lock: they take it themselves.
+        drop(state);
+        if urgent {
+            self.shared.call_for_work();
+        }
+        match outcome {
+            Ok(ticket) => Ok(Planned::Ready(ticket)),
+            Err((why, ticket)) => {
+                drop(ticket);
+                why.into_planned()
+            }
+        }
+    }
+
+    fn zero_locked(
+        &self,
+        state: &mut State,
+        head: &Arc<Layer>,
+        kind: ZeroKind,
+        edges: &[Range<u64>],
+        whole: Range<u64>,
+        waker: &Waker,
+    ) -> std::result::Result<ZeroTicket, (NotReady, Option<WriteTicket>)> {
+        let mut to_write = Vec::new();
+        if kind == ZeroKind::WriteZeroes {
+            for edge in edges {
+                for piece in pieces(edge.clone()) {
+                    if reads_zero(head, piece.chunk, piece.blocks()).map_err(|why| (why, None))? != piece.blocks()
+                        || pending(head, piece.chunk) & piece.blocks() != 0
+                    {
+                        to_write.push(edge.clone());
+                    }
+                }
+            }
+        }
+        let data = if to_write.is_empty() {
+            None
+        } else {
+            let planned = self.plan_zero_edges(&to_write, state, waker);
+            Some(planned.map_err(|(why, ticket)| (why, Some(ticket)))?)
+        };
+        match zero_blocks(state, head, whole, waker) {
+            Ok(remaining) => Ok(ZeroTicket { data, remaining }),
+            Err(why) => Err((why, data)),
+        }
+    }
+}
+
+/// Zeroes whole blocks until the step is long enough; returns what remains.
+fn zero_blocks(
+    state: &mut State,
+    head: &Arc<Layer>,
+    whole: Range<u64>,
+    waker: &Waker,
+) -> std::result::Result<Option<Range<u64>>, NotReady> {
+    let mut changes_left = (state.ring.batch_limit() / 128).clamp(1, 1024);
+    let mut looks_left = 2 * ENTRIES_PER_TABLE;
+    let mut at = whole.start;
+    while at < whole.end {
+        if changes_left == 0 || looks_left == 0 {
+            return Ok(Some(at..whole.end));
+        }
+        let table_end = (at / TABLE_SPAN + 1) * TABLE_SPAN;
+        let covers_table = at % TABLE_SPAN == 0 && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
+        if covers_table {
+            if !zero_untouched_table(state, head, at) {
+                return Err(out_of_space(state, waker));
+            }
+            if head.table(ChunkNo::containing(at).table()).is_none() {
+                looks_left -= 1;
+                at = table_end.min(whole.end);
+                continue;
+            }
+        }
+        let piece = pieces(at..whole.end.min(table_end)).next();
+        let Some(piece) = piece else { break };
+        if zero_piece(state, head, piece, waker)? {
+            changes_left -= 1;
+        }
+        looks_left -= 1;
+        at += piece.end - piece.start;
+    }
+    Ok(None)
+}
+
+/// Makes a table's whole span read as zeros where it has no page yet; false if no slab is free for a table.
+fn zero_untouched_table(state: &mut State, head: &Arc<Layer>, at: u64) -> bool {
+    let index = ChunkNo::containing(at).table();
+    let mut below = head.parent();
+    let mut shows = false;
+    while let Some(layer) = below {
+        shows |= layer.table(index).is_some();
+        below = layer.parent();
+    }
+    // Nothing below: what the head does not have reads as zeros anyway.
+    if !shows {
+        return true;
+    }
+    state.table_for_change(head, index, true).is_some()
+}
+
+/// Zeroes one chunk's blocks; true if that changed anything.
+fn zero_piece(
+    state: &mut State,
+    head: &Arc<Layer>,
+    piece: Piece,
+    waker: &Waker,
+) -> std::result::Result<bool, NotReady> {
+    let mask = piece.whole_blocks();
+    if pending(head, piece.chunk) & mask != 0 {
+        state.register(waker);
+        return Err(NotReady::Busy);
+    }
+    if reads_zero(head, piece.chunk, mask)? == mask {
+        return Ok(false);
+    }
+    let Some(entry) = state.entry_for_change(head, piece.chunk)? else {
+        return Err(out_of_space(state, waker));
+    };
+    state.zero(head, piece.chunk, entry, mask);
+    Ok(true)
+}
+
+fn pending(head: &Layer, chunk: ChunkNo) -> BlockMask {
+    match head.lookup(chunk) {
+        InLayer::Entry(entry) => entry.pending(),
+        InLayer::Absent | InLayer::AllZero | InLayer::NeedPage(_) => 0,
+    }
+}
+
+/// The blocks of `mask` that read as zeros without their data being looked at.
+fn reads_zero(head: &Arc<Layer>, chunk: ChunkNo, mask: BlockMask) -> std::result::Result<BlockMask, NotReady> {
+    let mut zero = 0;
+    resolve(head, chunk, mask, |blocks, found| {
+        if found == Found::Zero {
+            zero |= blocks;
+        }
+    })?;
+    Ok(zero)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_are_the_parts_of_blocks() {
+        assert_eq!(split_edges(&(0..8192)), (vec![], 0..8192));
+        assert_eq!(split_edges(&(512..1024)).0, [512..1024]);
+        assert!(split_edges(&(512..1024)).1.is_empty());
+        assert_eq!(split_edges(&(512..8704)), (vec![512..4096, 8192..8704], 4096..8192));
+        assert_eq!(split_edges(&(512..4096)), (vec![512..4096], 4096..4096));
+    }
+}
