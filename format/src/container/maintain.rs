@@ -48,6 +48,14 @@ pub(super) struct Background {
     grow_failed: Option<Instant>,
 }
 
+/// Work that goes before reclaim and merges.
+#[derive(Debug)]
+struct Due {
+    growth: bool,
+    checkpoint: bool,
+    commit: bool,
+}
+
 /// One pass over the descriptors that frees the slabs of doomed layers.
 #[derive(Debug)]
 struct Reclaim {
@@ -62,28 +70,17 @@ impl Container {
     pub fn maintain(&self) -> Result<Maintained> {
         self.shared.check_writable()?;
         let mut background = super::lock(&self.shared.homes);
-        if self.grow(&mut background) {
+        let due = self.due(&mut background);
+        if due.growth {
+            self.grow(&mut background);
             return Ok(Maintained::Worked);
         }
-        let (checkpoint, commit) = {
-            let mut state = self.shared.lock();
-            self.shared.reap(&mut state);
-            let dirty = !state.dirty.is_empty();
-            let last = background.last_commit.get_or_insert_with(Instant::now);
-            let due = dirty && (last.elapsed() >= COMMIT_INTERVAL || state.space.wanted);
-            (
-                state.checkpoint_wanted
-                    || state.ring.used() > state.ring.len / 2
-                    || state.homes.len() > HOME_PAGES_MAX,
-                due || state.dirty.journal_bytes() > state.ring.batch_limit(),
-            )
-        };
-        if checkpoint {
+        if due.checkpoint {
             self.checkpoint_locked()?;
             background.last_commit = Some(Instant::now());
             return Ok(Maintained::Worked);
         }
-        if commit {
+        if due.commit {
             self.commit_reserved()?;
             background.last_commit = Some(Instant::now());
             return Ok(Maintained::Worked);
@@ -104,26 +101,40 @@ impl Container {
         Ok(())
     }
 
-    /// Makes the file longer if free slabs run low; true if it tried.
-    fn grow(&self, background: &mut Background) -> bool {
+    /// What is to be done before anything else.
+    fn due(&self, background: &mut Background) -> Due {
+        let mut state = self.shared.lock();
+        self.shared.reap(&mut state);
+        let wanted = std::mem::take(&mut state.space.wanted);
+        let dirty = !state.dirty.is_empty();
+        let (free, limbo) = (state.alloc.free_count(), state.alloc.limbo_count());
+        let low = free < (growth_slabs(&state) / 4).clamp(64, 1024);
+        // Freed slabs need a commit before they can be used again, and are preferred to fresh ones.
+        let short = low && (limbo == 0 || (wanted && free == 0 && !dirty));
+        let growth_failed = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
+        let last = background.last_commit.get_or_insert_with(Instant::now);
+        if wanted && short && growth_failed {
+            // Those who wait are told what stands in the way.
+            state.wake_all();
+        }
+        Due {
+            growth: short && !growth_failed,
+            checkpoint: state.checkpoint_wanted
+                || state.ring.used() > state.ring.len / 2
+                || state.homes.len() > HOME_PAGES_MAX,
+            commit: dirty
+                && (last.elapsed() >= COMMIT_INTERVAL
+                    || wanted
+                    || (low && limbo > 0)
+                    || state.dirty.journal_bytes() > state.ring.batch_limit()),
+        }
+    }
+
+    /// Makes the file longer.
+    fn grow(&self, background: &mut Background) {
         let (count, mut step) = {
-            let mut state = self.shared.lock();
-            let count = state.alloc.slab_count();
-            let step = (count / 4).clamp(GROW_SLABS.0, GROW_SLABS.1);
-            let low = (step / 4).clamp(64, 1024);
-            let wanted = std::mem::take(&mut state.space.wanted);
-            let recently = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
-            if state.alloc.free_count() >= low {
-                return false;
-            }
-            if recently {
-                // Freed slabs may come soon; those who wait are told what stands in the way.
-                if wanted {
-                    state.wake_all();
-                }
-                return false;
-            }
-            (count, step)
+            let state = self.shared.lock();
+            (state.alloc.slab_count(), growth_slabs(&state))
         };
         let failure = loop {
             let mut target = count + step;
@@ -135,7 +146,7 @@ impl Container {
                     let mut state = self.shared.lock();
                     adopt(&mut state, target);
                     background.grow_failed = None;
-                    return true;
+                    return;
                 }
                 Err(_) if step > GROW_SLABS_LAST => step /= 2,
                 Err(error) => break error,
@@ -149,7 +160,6 @@ impl Container {
         }
         state.space.failure = Some(detail);
         state.wake_all();
-        true
     }
 
     /// Frees slabs of doomed layers; true if there was something to do.
@@ -196,6 +206,11 @@ impl Container {
         state.space.wanted |= freed > 0;
         true
     }
+}
+
+/// Slabs that the file grows by next.
+fn growth_slabs(state: &State) -> u64 {
+    (state.alloc.slab_count() / 4).clamp(GROW_SLABS.0, GROW_SLABS.1)
 }
 
 /// Takes the file's new slabs into the allocator.

@@ -386,7 +386,9 @@ impl State {
         if self.alloc.descriptor(slab) != Some(Descriptor::Free) {
             self.describe(slab, Descriptor::Free);
         }
-        self.alloc.release(slab, self.batches.open);
+        // With nothing listed, no later batch may come: what is durable already is enough.
+        let batch = if self.dirty.is_empty() { self.batches.open - 1 } else { self.batches.open };
+        self.alloc.release(slab, batch);
     }
 
     // --- entries ---

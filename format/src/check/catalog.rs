@@ -1,0 +1,159 @@
+//! The catalog against itself: ids, names, heads, parents.
+//!
+//! Invariant: layers that are kept as live have a decoded record and an id of their own; the walk up through parents ends.
+//! Does not: look at descriptors or entries.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::finding::{CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, UNREACHED_LAYER};
+use super::metadata::Metadata;
+use crate::error::Place;
+use crate::layout::slot::{LayerKind, LayerRecord, Slot, VolumeRecord};
+use crate::units::{LayerId, SlotNo, VolumeId};
+
+/// The objects of the catalog, by id.
+#[derive(Debug, Default)]
+pub(super) struct Catalog<'a> {
+    volumes: Vec<(SlotNo, &'a VolumeRecord)>,
+    pub(super) layers: BTreeMap<LayerId, (SlotNo, &'a LayerRecord)>,
+    /// Frozen layers that no volume reaches.
+    pub(super) unreached: BTreeSet<LayerId>,
+}
+
+fn place(slot: SlotNo) -> String {
+    Place::Slot(slot.0).to_string()
+}
+
+impl<'a> Catalog<'a> {
+    /// Sorts the slots and reports what does not fit together.
+    pub(super) fn check(metadata: &'a Metadata, report: &mut CheckReport) -> Self {
+        let mut catalog = Self::default();
+        catalog.collect(metadata, report);
+        report.volumes = catalog.volumes.len() as u64;
+        report.layers = catalog.layers.len() as u64;
+        catalog.check_volumes(report);
+        catalog.check_parents(report);
+        catalog.check_reach(metadata.blind, report);
+        catalog
+    }
+
+    /// The layer, if its entries count.
+    pub(super) fn live(&self, id: LayerId) -> Option<&'a LayerRecord> {
+        self.layers.get(&id).map(|(_, record)| *record).filter(|record| record.kind != LayerKind::Doomed)
+    }
+
+    fn collect(&mut self, metadata: &'a Metadata, report: &mut CheckReport) {
+        let next_id = metadata.counters.map_or(u64::MAX, |counters| counters.next_id);
+        let mut ids = HashSet::new();
+        for (&number, found) in &metadata.slots {
+            let id = match found {
+                Some(Slot::Volume(record)) => {
+                    self.volumes.push((number, record));
+                    record.id.0
+                }
+                Some(Slot::Layer(record)) => {
+                    self.layers.entry(record.id).or_insert((number, record));
+                    record.id.0
+                }
+                Some(Slot::Free | Slot::Container(_)) | None => continue,
+            };
+            if id == 0 || id >= next_id {
+                let message = format!("id {id} is not from 1 to below the container's next id {next_id}");
+                report.add(ID, place(number), message, "LAY-1");
+            }
+            if !ids.insert(id) {
+                report.add(ID, place(number), format!("id {id} is used twice"), "LAY-1");
+            }
+        }
+    }
+
+    fn check_volumes(&self, report: &mut CheckReport) {
+        let mut names = HashSet::new();
+        let mut heads = HashSet::new();
+        for &(number, volume) in &self.volumes {
+            if !names.insert(&volume.name) {
+                report.add(NAME, place(number), format!("a second volume named '{}'", volume.name), "CAT-4");
+            }
+            let complaint = match self.layers.get(&volume.head) {
+                None => Some(format!("head {} does not exist", volume.head)),
+                Some((_, head)) if head.kind != LayerKind::Head => {
+                    Some(format!("head {} is of kind {:?}", volume.head, head.kind))
+                }
+                Some((_, head)) if head.size != volume.size => {
+                    Some(format!("{} bytes long over a head of {} bytes", volume.size, head.size))
+                }
+                Some(_) => None,
+            };
+            let shared = (!heads.insert(volume.head)).then(|| format!("head {} is another volume's", volume.head));
+            for message in complaint.into_iter().chain(shared) {
+                report.add(HEAD, place(number), format!("volume '{}': {message}", volume.name), "LAY-3");
+            }
+        }
+        let ids: HashSet<VolumeId> = self.volumes.iter().map(|(_, volume)| volume.id).collect();
+        for (id, (number, layer)) in &self.layers {
+            if layer.kind == LayerKind::Head && !heads.contains(id) {
+                report.add(HEAD, place(*number), format!("head {id} belongs to no volume"), "LAY-3");
+            }
+            if let Some(owner) = layer.owner.filter(|owner| layer.kind != LayerKind::Doomed && !ids.contains(owner)) {
+                let message = format!("layer {id} is owned by volume {owner}, which does not exist");
+                report.add(OWNER, place(*number), message, "LAY-5");
+            }
+        }
+    }
+
+    fn check_parents(&self, report: &mut CheckReport) {
+        // Layers whose walk up is known to end or has been reported.
+        let mut done: HashSet<LayerId> = HashSet::new();
+        for (&id, &(number, layer)) in &self.layers {
+            let Some(parent) = layer.parent.filter(|_| layer.kind != LayerKind::Doomed) else {
+                continue;
+            };
+            let complaint = match self.layers.get(&parent) {
+                None => Some(format!("parent {parent} of layer {id} does not exist")),
+                Some((_, above)) if above.kind != LayerKind::Frozen => {
+                    Some(format!("parent {parent} of layer {id} is of kind {:?}", above.kind))
+                }
+                Some((_, above)) => {
+                    let most = layer.size.min(above.size);
+                    if layer.parent_limit > most {
+                        let message = format!("parent limit {} of layer {id} exceeds {most}", layer.parent_limit);
+                        report.add(PARENT_LIMIT, place(number), message, "LAY-6");
+                    }
+                    None
+                }
+            };
+            if let Some(message) = complaint {
+                report.add(PARENT, place(number), message, "LAY-2");
+            }
+            let mut walked = HashSet::new();
+            let mut next = Some(id);
+            while let Some(current) = next.filter(|current| !done.contains(current)) {
+                if !walked.insert(current) {
+                    report.add(PARENT, place(number), format!("the parents of layer {id} form a cycle"), "LAY-2");
+                    break;
+                }
+                next = self.live(current).and_then(|layer| layer.parent);
+            }
+            done.extend(walked);
+        }
+    }
+
+    fn check_reach(&mut self, blind: bool, report: &mut CheckReport) {
+        let mut reached = HashSet::new();
+        for (_, volume) in &self.volumes {
+            let mut next = Some(volume.head);
+            while let Some(id) = next.filter(|id| reached.insert(*id)) {
+                next = self.live(id).and_then(|layer| layer.parent);
+            }
+        }
+        if blind {
+            return;
+        }
+        for (&id, &(number, layer)) in &self.layers {
+            if layer.kind == LayerKind::Frozen && !reached.contains(&id) {
+                self.unreached.insert(id);
+                report.add(UNREACHED_LAYER, place(number), format!("no volume uses frozen layer {id}"), "LAY-9");
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The structural check: an independent walk over a container.
+//!
+//! Role: finds every rule of `spec/container.md` that a container breaks, with the ids of `spec/check.md`. Reads with
+//! `layout` alone, and replays the journal with code of its own, so that it cannot inherit a bug of the engine.
+//! Invariant: it writes nothing, never panics on bad bytes, allocates in proportion to the file's length at most, and goes
+//! on after a finding where it can. Does not: read guest data, or repair.
+
+mod catalog;
+mod entries;
+mod finding;
+mod journal;
+mod metadata;
+#[cfg(test)]
+mod tests;
+
+pub use finding::{CheckReport, FINDINGS_KEPT, Finding, Outcome, Severity};
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+
+/// Checks the container on `disk` as the next opening would find it, its journal replayed in memory.
+///
+/// Errors: the container could not be checked: [`Error::NotAContainer`], [`Error::UnsupportedVersion`],
+/// [`Error::UnsupportedFeatures`], [`Error::Corrupt`] for two unusable superblocks, [`Error::Truncated`] if the file ends
+/// before the journal does, and the disk's own.
+pub fn check(disk: &dyn Disk) -> Result<CheckReport> {
+    let mut report = CheckReport::default();
+    let metadata = metadata::Metadata::read(disk, &mut report)?;
+    let catalog = catalog::Catalog::check(&metadata, &mut report);
+    entries::check(disk, &metadata, &catalog, &mut report)?;
+    Ok(report)
+}
+
+/// Reads whole pages.
+fn read(disk: &dyn Disk, len: usize, offset: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    disk.read_at(&mut bytes, offset).map_err(Error::io("cannot read the container's metadata"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,587 @@
+//! One seeded corruption for each kind of finding, and no other finding with it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::finding::KINDS;
+use super::journal::Journal;
+use super::{CheckReport, Outcome, Severity, check};
+use crate::disk::Disk;
+use crate::layout::descriptor::{self, Descriptor};
+use crate::layout::entry::{self, RawEntry};
+use crate::layout::record::{self, Item};
+use crate::layout::slot::{self, LayerKind, LayerRecord, Slot, VolumeRecord};
+use crate::layout::superblock::{self, OFFSETS, Superblock};
+use crate::testing::SimDisk;
+use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
+use crate::{Container, CreateOptions, OpenMode, VolumeIo};
+
+const SIZE: u64 = 16 << 20;
+
+/// A container with `golden` (its frozen layer and head) and `ci` over the frozen layer.
+struct Fixture {
+    disk: Arc<SimDisk>,
+    superblock: Superblock,
+}
+
+impl Fixture {
+    fn work() -> (Arc<SimDisk>, Container) {
+        let disk = SimDisk::new();
+        let options = CreateOptions { journal_len_bytes: 1 << 20, ..Default::default() };
+        Container::create(disk.clone(), &options).unwrap();
+        let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+        container.create_volume("golden", SIZE).unwrap();
+        let golden = VolumeIo::new(&container, container.volume("golden").unwrap());
+        golden.write_at(&[1; 8192], 0).unwrap();
+        golden.write_at(&[1; 4096], SLAB_LEN).unwrap();
+        container.snapshot("golden", "ci").unwrap();
+        let ci = VolumeIo::new(&container, container.volume("ci").unwrap());
+        ci.write_at(&[2; 4096], 0).unwrap();
+        ci.write_at(&[2; 4096], 2 * SLAB_LEN).unwrap();
+        golden.write_at(&[3; 4096], 3 * SLAB_LEN).unwrap();
+        golden.flush().unwrap();
+        (disk, container)
+    }
+
+    fn on(disk: Arc<SimDisk>) -> Self {
+        let newest = OFFSETS.iter().enumerate().filter_map(|(copy, &offset)| {
+            let mut bytes = vec![0; superblock::LEN];
+            disk.read_at(&mut bytes, offset).unwrap();
+            Superblock::decode(&bytes, copy).ok()
+        });
+        let superblock = newest.max_by_key(|found| found.sequence).unwrap();
+        Self { disk, superblock }
+    }
+
+    fn closed() -> Self {
+        let (disk, container) = Self::work();
+        container.close().unwrap();
+        Self::on(disk)
+    }
+
+    fn crashed() -> Self {
+        let (disk, container) = Self::work();
+        drop(container);
+        Self::on(disk)
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.superblock.uuid
+    }
+
+    fn read(&self, len: usize, offset: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.disk.read_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    fn descriptor_offset(slab: SlabNo) -> u64 {
+        2 * SLAB_LEN + slab.0 * descriptor::LEN as u64
+    }
+
+    fn descriptor(&self, slab: SlabNo) -> Descriptor {
+        let raw = self.read(descriptor::LEN, Self::descriptor_offset(slab));
+        Descriptor::decode(&raw, self.uuid(), slab).unwrap()
+    }
+
+    fn put_descriptor(&self, slab: SlabNo, content: Descriptor) {
+        self.disk.write_at(&content.encode(self.uuid(), slab), Self::descriptor_offset(slab)).unwrap();
+    }
+
+    fn find_slab(&self, wanted: impl Fn(Descriptor) -> bool) -> SlabNo {
+        let slabs = self.disk.len().unwrap() / SLAB_LEN;
+        (0..slabs).map(SlabNo).find(|&slab| wanted(self.descriptor(slab))).unwrap()
+    }
+
+    fn free_slab(&self) -> SlabNo {
+        self.find_slab(|found| found == Descriptor::Free)
+    }
+
+    fn slot_offset(&self, number: SlotNo) -> u64 {
+        let catalog = self.find_slab(|found| matches!(found, Descriptor::Catalog { .. }));
+        catalog.offset() + u64::from(number.0) * slot::LEN as u64
+    }
+
+    fn slot(&self, number: SlotNo) -> Slot {
+        Slot::decode(&self.read(slot::LEN, self.slot_offset(number)), self.uuid(), number).unwrap()
+    }
+
+    fn put_slot(&self, number: SlotNo, content: &Slot) {
+        self.disk.write_at(&*content.encode(self.uuid(), number), self.slot_offset(number)).unwrap();
+    }
+
+    fn find_slot(&self, wanted: impl Fn(&Slot) -> bool) -> SlotNo {
+        (0..8).map(SlotNo).find(|&number| wanted(&self.slot(number))).unwrap()
+    }
+
+    fn free_slot(&self) -> SlotNo {
+        self.find_slot(|found| *found == Slot::Free)
+    }
+
+    fn volume(&self, name: &str) -> (SlotNo, VolumeRecord) {
+        let number = self.find_slot(|found| matches!(found, Slot::Volume(record) if record.name == name));
+        match self.slot(number) {
+            Slot::Volume(record) => (number, record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn layer(&self, wanted: impl Fn(&LayerRecord) -> bool) -> (SlotNo, LayerRecord) {
+        let number = self.find_slot(|found| matches!(found, Slot::Layer(record) if wanted(record)));
+        match self.slot(number) {
+            Slot::Layer(record) => (number, record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn head_of(&self, name: &str) -> (SlotNo, LayerRecord) {
+        let head = self.volume(name).1.head;
+        self.layer(|record| record.id == head)
+    }
+
+    fn frozen(&self) -> (SlotNo, LayerRecord) {
+        self.layer(|record| record.kind == LayerKind::Frozen)
+    }
+
+    fn edit_layer(&self, (number, mut record): (SlotNo, LayerRecord), change: impl FnOnce(&mut LayerRecord)) {
+        change(&mut record);
+        self.put_slot(number, &Slot::Layer(record));
+    }
+
+    fn edit_volume(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) {
+        let (number, mut record) = self.volume(name);
+        change(&mut record);
+        self.put_slot(number, &Slot::Volume(record));
+    }
+
+    fn entry_offset(&self, layer: LayerId, chunk: u32) -> u64 {
+        let is_table = |found| matches!(found, Descriptor::Table { layer: owner, .. } if owner == layer);
+        self.find_slab(is_table).offset() + u64::from(chunk) * entry::LEN as u64
+    }
+
+    fn entry(&self, layer: LayerId, chunk: u32) -> RawEntry {
+        let raw = self.read(entry::LEN, self.entry_offset(layer, chunk));
+        RawEntry::decode(&raw, layer, ChunkNo(chunk)).unwrap()
+    }
+
+    fn put_entry(&self, layer: LayerId, chunk: u32, content: RawEntry) {
+        let raw = content.encode(layer, ChunkNo(chunk));
+        self.disk.write_at(&raw, self.entry_offset(layer, chunk)).unwrap();
+    }
+
+    /// Appends a complete batch to the journal.
+    fn append(&self, items: &[Item]) {
+        let end = Journal::read(&*self.disk, &self.superblock).unwrap().end;
+        let (bytes, _) = record::encode(end.link, items, true);
+        self.disk.write_at(&bytes, self.superblock.journal_offset + end.at).unwrap();
+    }
+
+    fn check(&self) -> CheckReport {
+        check(&*self.disk).unwrap()
+    }
+
+    /// Checks, and demands just these kinds of findings.
+    #[track_caller]
+    fn expect(&self, ids: &[&str]) -> CheckReport {
+        let report = self.check();
+        let found: BTreeSet<&str> = report.findings.iter().map(|finding| finding.id).collect();
+        assert_eq!(found, ids.iter().copied().collect(), "{:#?}", report.findings);
+        let corrupt = report.findings.iter().any(|finding| finding.severity == Severity::Corruption);
+        assert_eq!(report.outcome() == Outcome::Corrupt, corrupt);
+        report
+    }
+}
+
+#[test]
+fn the_specification_lists_just_these_findings() {
+    let spec = include_str!("../../../spec/check.md");
+    let rows: Vec<(String, String)> = spec
+        .lines()
+        .filter(|line| line.starts_with("| CHK-"))
+        .map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            (cells.next().unwrap().to_owned(), cells.next().unwrap().to_owned())
+        })
+        .collect();
+    let kinds: Vec<(String, String)> =
+        KINDS.iter().map(|kind| (kind.id.to_owned(), format!("{:?}", kind.severity).to_lowercase())).collect();
+    assert_eq!(rows, kinds);
+}
+
+#[test]
+fn a_closed_container_is_clean() {
+    let report = Fixture::closed().expect(&[]);
+    assert!(report.clean);
+    assert_eq!((report.volumes, report.layers, report.tables_checked), (2, 3, 3));
+    assert_eq!(report.journal_batches, 0);
+    assert_eq!(report.leaked_slabs, 0);
+    assert!(report.entries_checked >= 3 * 128);
+}
+
+#[test]
+fn a_crashed_container_is_clean_through_its_journal() {
+    let report = Fixture::crashed().expect(&[]);
+    assert!(!report.clean);
+    assert!(report.journal_batches > 0);
+    assert_eq!((report.volumes, report.layers), (2, 3));
+}
+
+#[test]
+fn journal_values_hide_damaged_homes() {
+    let fixture = Fixture::crashed();
+    // No home has been written since the container was created: all that counts is in the journal.
+    let table = {
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let image = |(slab, raw): (&SlabNo, &[u8; 32])| Some((*slab, Descriptor::decode(raw, fixture.uuid(), *slab).ok()?));
+        let found = journal.descriptors.iter().filter_map(image);
+        found.filter(|(_, found)| matches!(found, Descriptor::Table { .. })).map(|(slab, _)| slab).next().unwrap()
+    };
+    fixture.disk.write_at(&[0xa5; PAGE_LEN], table.offset()).unwrap();
+    fixture.disk.flip(Fixture::descriptor_offset(table) + 4, 0xff);
+    fixture.expect(&[]);
+}
+
+#[test]
+fn chk_1_a_damaged_superblock_copy() {
+    let fixture = Fixture::closed();
+    let copy = (fixture.superblock.sequence % 2) as usize;
+    fixture.disk.flip(OFFSETS[1 - copy] + 140, 1);
+    let report = fixture.expect(&["CHK-1"]);
+    assert_eq!(report.outcome(), Outcome::Clean);
+}
+
+#[test]
+fn chk_2_a_damaged_descriptor() {
+    let fixture = Fixture::closed();
+    let data = fixture.find_slab(|found| matches!(found, Descriptor::Data { .. }));
+    fixture.disk.flip(Fixture::descriptor_offset(data) + 9, 4);
+    fixture.expect(&["CHK-2"]);
+    let fixture = Fixture::closed();
+    fixture.disk.flip(Fixture::descriptor_offset(fixture.free_slab()) + 9, 4);
+    fixture.expect(&["CHK-2"]);
+}
+
+#[test]
+fn chk_3_a_journal_slab_described_as_something_else() {
+    for (slab, content) in [
+        (SlabNo(4), Descriptor::Free),
+        (SlabNo(0), Descriptor::Free),
+        (SlabNo(2), Descriptor::Catalog { index: 9, pages: 0 }),
+    ] {
+        let fixture = Fixture::closed();
+        fixture.put_descriptor(slab, content);
+        let report = fixture.check();
+        assert!(report.findings.iter().any(|finding| finding.id == "CHK-3"), "{report:#?}");
+    }
+    // An entry that points at the journal, with a descriptor that agrees: the attack that CON-13 is against.
+    let fixture = Fixture::closed();
+    let layer = fixture.head_of("ci").1.id;
+    fixture.put_entry(layer, 9, RawEntry { slab: SlabNo(4), d: 1, z: 0 });
+    fixture.put_descriptor(SlabNo(4), Descriptor::Data { layer, index: 9, birth: layer });
+    fixture.expect(&["CHK-3"]);
+}
+
+fn edit_slab_count(fixture: &Fixture, change: impl FnOnce(u64) -> u64) {
+    let Slot::Container(mut record) = fixture.slot(SlotNo(0)) else {
+        panic!("no container record");
+    };
+    record.slab_count = change(record.slab_count);
+    fixture.put_slot(SlotNo(0), &Slot::Container(record));
+}
+
+#[test]
+fn chk_4_a_file_that_is_shorter_or_slabs_beyond_the_count() {
+    let fixture = Fixture::closed();
+    edit_slab_count(&fixture, |count| count + 1);
+    fixture.expect(&["CHK-4"]);
+    let fixture = Fixture::closed();
+    fixture.disk.truncate(fixture.disk.len().unwrap() - 1);
+    fixture.expect(&["CHK-4"]);
+    let fixture = Fixture::closed();
+    let last = fixture.disk.len().unwrap() / SLAB_LEN - 1;
+    fixture.put_descriptor(SlabNo(last), Descriptor::Data { layer: LayerId(1), index: 5, birth: LayerId(1) });
+    edit_slab_count(&fixture, |count| count - 1);
+    fixture.expect(&["CHK-4"]);
+}
+
+#[test]
+fn a_file_that_is_longer_is_clean() {
+    let fixture = Fixture::closed();
+    fixture.disk.grow(fixture.disk.len().unwrap() + 5 * SLAB_LEN + 512).unwrap();
+    fixture.expect(&[]);
+}
+
+#[test]
+fn chk_5_two_catalog_slabs_of_one_number_or_a_gap() {
+    let fixture = Fixture::closed();
+    fixture.put_descriptor(fixture.free_slab(), Descriptor::Catalog { index: 0, pages: 1 });
+    fixture.expect(&["CHK-5"]);
+    let fixture = Fixture::closed();
+    fixture.put_descriptor(fixture.free_slab(), Descriptor::Catalog { index: u32::MAX, pages: 1 });
+    fixture.expect(&["CHK-5"]);
+}
+
+#[test]
+fn chk_6_a_damaged_slot() {
+    let fixture = Fixture::closed();
+    fixture.disk.flip(fixture.slot_offset(fixture.free_slot()) + 300, 1);
+    fixture.expect(&["CHK-6"]);
+    // The right content at the wrong place.
+    let fixture = Fixture::closed();
+    let (from, to) = (fixture.free_slot(), SlotNo(fixture.free_slot().0 + 1));
+    let raw = fixture.read(slot::LEN, fixture.slot_offset(from));
+    fixture.disk.write_at(&raw, fixture.slot_offset(to)).unwrap();
+    let report = fixture.expect(&["CHK-6"]);
+    assert_eq!(report.findings[0].rule, "CAT-1");
+}
+
+#[test]
+fn chk_7_no_container_record_or_two() {
+    let fixture = Fixture::closed();
+    fixture.put_slot(fixture.free_slot(), &fixture.slot(SlotNo(0)));
+    fixture.expect(&["CHK-7"]);
+    let fixture = Fixture::closed();
+    fixture.put_slot(SlotNo(0), &Slot::Free);
+    fixture.expect(&["CHK-7"]);
+}
+
+#[test]
+fn chk_8_ids_used_twice_or_beyond_the_counter() {
+    let fixture = Fixture::closed();
+    let (_, frozen) = fixture.frozen();
+    fixture.put_slot(fixture.free_slot(), &Slot::Layer(frozen));
+    fixture.expect(&["CHK-8"]);
+    let fixture = Fixture::closed();
+    fixture.edit_volume("ci", |record| record.id = VolumeId(u64::MAX));
+    fixture.expect(&["CHK-8"]);
+}
+
+#[test]
+fn chk_9_two_volumes_of_one_name() {
+    let fixture = Fixture::closed();
+    fixture.edit_volume("ci", |record| record.name = "golden".to_owned());
+    fixture.expect(&["CHK-9"]);
+}
+
+#[test]
+fn chk_10_heads_and_volumes_that_disagree() {
+    let fixture = Fixture::closed();
+    fixture.edit_volume("ci", |record| record.size += 512);
+    fixture.expect(&["CHK-10"]);
+    let fixture = Fixture::closed();
+    fixture.put_slot(fixture.volume("ci").0, &Slot::Free);
+    fixture.expect(&["CHK-10"]);
+    let fixture = Fixture::closed();
+    let golden = fixture.volume("golden").1.head;
+    fixture.edit_volume("ci", |record| record.head = golden);
+    fixture.expect(&["CHK-10"]);
+    let fixture = Fixture::closed();
+    let frozen = fixture.frozen().1.id;
+    fixture.edit_volume("ci", |record| record.head = frozen);
+    fixture.expect(&["CHK-10"]);
+}
+
+#[test]
+fn chk_11_parents_that_are_missing_live_or_in_a_circle() {
+    let fixture = Fixture::closed();
+    fixture.edit_layer(fixture.head_of("ci"), |record| record.parent = Some(LayerId(999)));
+    fixture.expect(&["CHK-11"]);
+    let fixture = Fixture::closed();
+    let golden = fixture.head_of("golden").1.id;
+    fixture.edit_layer(fixture.head_of("ci"), |record| record.parent = Some(golden));
+    fixture.expect(&["CHK-11"]);
+    let fixture = Fixture::closed();
+    let frozen = fixture.frozen().1.id;
+    fixture.edit_layer(fixture.frozen(), |record| record.parent = Some(frozen));
+    let report = fixture.expect(&["CHK-11"]);
+    assert_eq!(report.corruptions, 1);
+}
+
+#[test]
+fn chk_12_a_frozen_layer_that_nobody_uses() {
+    let fixture = Fixture::closed();
+    fixture.edit_layer(fixture.head_of("ci"), |record| record.parent = None);
+    fixture.edit_layer(fixture.head_of("golden"), |record| record.parent = None);
+    let report = fixture.expect(&["CHK-12"]);
+    assert_eq!(report.outcome(), Outcome::Leaks);
+    assert_eq!(report.leaked_slabs, 3); // a table and two data slabs
+}
+
+#[test]
+fn chk_13_a_parent_limit_beyond_the_parent() {
+    let fixture = Fixture::closed();
+    fixture.edit_layer(fixture.head_of("ci"), |record| record.parent_limit = SIZE + 512);
+    fixture.expect(&["CHK-13"]);
+}
+
+#[test]
+fn chk_14_a_second_table_or_one_beyond_the_size() {
+    for index in [0, 1, u32::MAX] {
+        let fixture = Fixture::closed();
+        let layer = fixture.frozen().1.id;
+        let table = Descriptor::Table { layer, index, pages: 0, zero: false };
+        fixture.put_descriptor(fixture.free_slab(), table);
+        fixture.expect(&["CHK-14"]);
+    }
+}
+
+#[test]
+fn chk_15_damaged_misplaced_and_malformed_entries() {
+    let fixture = Fixture::closed();
+    let layer = fixture.frozen().1.id;
+    fixture.disk.flip(fixture.entry_offset(layer, 0) + 8, 1);
+    fixture.expect(&["CHK-15"]);
+    let fixture = Fixture::closed();
+    let raw = fixture.read(entry::LEN, fixture.entry_offset(layer, 5));
+    fixture.disk.write_at(&raw, fixture.entry_offset(layer, 6)).unwrap();
+    fixture.expect(&["CHK-15"]);
+    let fixture = Fixture::closed();
+    fixture.put_entry(layer, 0, RawEntry { slab: SlabNo(0), d: 1, z: 0 });
+    let report = fixture.expect(&["CHK-15"]);
+    assert_eq!(report.findings[0].rule, "MAP-3");
+    let fixture = Fixture::crashed();
+    let head = {
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        *journal.entries.keys().next_back().unwrap()
+    };
+    fixture.append(&[Item::Entry { layer: head.0, chunk: head.1, slab: SlabNo(9), d: 0, z: 0 }]);
+    fixture.expect(&["CHK-15"]);
+}
+
+#[test]
+fn chk_16_entries_that_name_a_slab_of_another_or_none() {
+    for slab in [SlabNo(3), SlabNo(1 << 39)] {
+        let fixture = Fixture::closed();
+        let layer = fixture.frozen().1.id;
+        fixture.put_entry(layer, 7, RawEntry { slab, d: 1, z: 0 });
+        fixture.expect(&["CHK-16"]);
+    }
+    let fixture = Fixture::closed();
+    let layer = fixture.frozen().1.id;
+    fixture.put_descriptor(fixture.entry(layer, 0).slab, Descriptor::Free);
+    fixture.expect(&["CHK-16"]);
+}
+
+#[test]
+fn chk_17_two_entries_that_name_one_slab() {
+    let fixture = Fixture::closed();
+    let (frozen, ci) = (fixture.frozen().1.id, fixture.head_of("ci").1.id);
+    fixture.put_entry(ci, 9, fixture.entry(frozen, 0));
+    fixture.expect(&["CHK-16", "CHK-17"]);
+}
+
+#[test]
+fn chk_18_data_that_its_entry_does_not_name() {
+    let fixture = Fixture::closed();
+    let layer = fixture.frozen().1.id;
+    fixture.put_descriptor(fixture.free_slab(), Descriptor::Data { layer, index: 9, birth: layer });
+    let report = fixture.expect(&["CHK-18"]);
+    assert_eq!((report.outcome(), report.leaked_slabs), (Outcome::Leaks, 1));
+    let fixture = Fixture::closed();
+    fixture.put_entry(layer, 0, RawEntry::default());
+    fixture.expect(&["CHK-18"]);
+}
+
+#[test]
+fn chk_19_slabs_of_a_layer_that_does_not_exist() {
+    let missing = LayerId(999);
+    for orphan in [
+        Descriptor::Data { layer: missing, index: 0, birth: missing },
+        Descriptor::Table { layer: missing, index: 0, pages: !0, zero: true },
+    ] {
+        let fixture = Fixture::closed();
+        fixture.put_descriptor(fixture.free_slab(), orphan);
+        let report = fixture.expect(&["CHK-19"]);
+        assert_eq!((report.outcome(), report.leaked_slabs), (Outcome::Leaks, 1));
+    }
+}
+
+#[test]
+fn chk_20_data_beyond_the_layers_size() {
+    let fixture = Fixture::closed();
+    fixture.edit_layer(fixture.head_of("ci"), |record| {
+        record.size = SLAB_LEN;
+        record.parent_limit = SLAB_LEN;
+    });
+    fixture.edit_volume("ci", |record| record.size = SLAB_LEN);
+    fixture.expect(&["CHK-20"]);
+}
+
+#[test]
+fn chk_21_journal_values_for_what_does_not_exist() {
+    let fixture = Fixture::crashed();
+    let layer = {
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        journal.entries.keys().next().unwrap().0
+    };
+    let free = Slot::Free.encode(fixture.uuid(), SlotNo(4000));
+    for item in [
+        Item::FreshPage { layer, table: 0, page: 60 },
+        Item::FreshPage { layer, table: 0, page: 64 },
+        Item::FreshPage { layer, table: 77, page: 0 },
+        Item::Entry { layer, chunk: ChunkNo(u32::MAX), slab: SlabNo(0), d: 0, z: 0 },
+        Item::Descriptor { slab: SlabNo(1 << 50), image: [0; 32] },
+        Item::Slot { slot: SlotNo(4000), image: free },
+    ] {
+        let fixture = Fixture { disk: fixture.disk.copy(), superblock: fixture.superblock.clone() };
+        fixture.append(&[item]);
+        fixture.expect(&["CHK-21"]);
+    }
+    // Items of a layer that does not exist are dropped.
+    fixture.append(&[Item::FreshPage { layer: LayerId(999), table: 0, page: 0 }]);
+    fixture.expect(&[]);
+}
+
+#[test]
+fn chk_22_an_owner_that_does_not_exist() {
+    let fixture = Fixture::closed();
+    fixture.edit_layer(fixture.frozen(), |record| record.owner = Some(VolumeId(999)));
+    fixture.expect(&["CHK-22"]);
+}
+
+#[test]
+fn chk_23_a_slab_that_is_reserved_for_nothing() {
+    let fixture = Fixture::closed();
+    fixture.put_descriptor(fixture.free_slab(), Descriptor::Reserved);
+    let report = fixture.expect(&["CHK-23"]);
+    assert_eq!((report.outcome(), report.leaked_slabs), (Outcome::Leaks, 1));
+}
+
+#[test]
+fn a_doomed_layer_counts_by_its_descriptors_only() {
+    let fixture = Fixture::closed();
+    fixture.put_slot(fixture.volume("ci").0, &Slot::Free);
+    let (number, mut head) = fixture.head_of("golden");
+    if head.id != fixture.volume("golden").1.head {
+        panic!("not the head");
+    }
+    // Dooms ci's head: what its table says does not matter any more.
+    let ci = fixture.layer(|record| record.kind == LayerKind::Head && record.id != head.id);
+    fixture.disk.flip(fixture.entry_offset(ci.1.id, 0) + 8, 1);
+    fixture.edit_layer(ci, |record| {
+        record.kind = LayerKind::Doomed;
+        record.parent = None;
+    });
+    head.owner = None;
+    fixture.put_slot(number, &Slot::Layer(head));
+    fixture.expect(&[]);
+}
+
+#[test]
+fn more_findings_than_a_report_keeps_are_counted() {
+    let fixture = Fixture::closed();
+    edit_slab_count(&fixture, |count| count + 4000);
+    fixture.disk.grow(fixture.disk.len().unwrap() + 4000 * SLAB_LEN).unwrap();
+    let first = fixture.free_slab().0;
+    for slab in first..first + 2000 {
+        if fixture.descriptor(SlabNo(slab)) == Descriptor::Free {
+            fixture.put_descriptor(SlabNo(slab), Descriptor::Reserved);
+        }
+    }
+    let report = fixture.check();
+    assert_eq!(report.findings.len(), super::FINDINGS_KEPT);
+    assert!(report.leaks > 1900);
+}
