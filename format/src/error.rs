@@ -33,7 +33,9 @@ pub enum Error {
         bits: u64,
     },
     /// The file is shorter than its metadata says.
-    #[error("container is truncated: the file has {found} bytes, its metadata needs {expected}; restore the file from a copy")]
+    #[error(
+        "container is truncated: the file has {found} bytes, its metadata needs {expected}; restore the file from a copy"
+    )]
     Truncated {
         /// Bytes the file has.
         found: u64,
@@ -58,6 +60,9 @@ pub enum Error {
         /// The first failure.
         reason: String,
     },
+    /// The container was closed while a handle to it was open.
+    #[error("container has been closed; open it again")]
+    Closed,
     /// No free slab and the file cannot grow.
     #[error("no space left in the container: {detail}; free space on the file system, or delete volumes")]
     NoSpace {

@@ -104,9 +104,15 @@ impl FileDisk {
             let path = sidecar(&self.path);
             let mut temporary = path.clone().into_os_string();
             temporary.push(format!(".{}", holder.pid));
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec(holder)?)?;
-            std::fs::rename(&temporary, &path)
+            let written = File::create(&temporary)
+                .and_then(|mut file| file.write_all(&serde_json::to_vec(holder)?))
+                .and_then(|()| std::fs::rename(&temporary, &path));
+            if written.is_err()
+                && let Err(error) = std::fs::remove_file(&temporary)
+            {
+                log::debug!("cannot remove {}: {error}", Path::new(&temporary).display());
+            }
+            written
         };
         write().map_err(Error::io("cannot write the .lock file beside the container"))?;
         *self.announced.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -141,7 +147,7 @@ fn sidecar(path: &Path) -> PathBuf {
 
 /// The holder as announced, if the announcement is the lock holder's own; else what the kernel knows of the lock.
 fn read_holder(file: &File, path: &Path) -> Holder {
-    let pid = file.metadata().ok().and_then(|metadata| lock_pid(metadata.ino()));
+    let pid = file.metadata().ok().and_then(|metadata| lock_pid(metadata.dev(), metadata.ino()));
     let announced = std::fs::read(sidecar(path)).ok().and_then(|bytes| serde_json::from_slice::<Holder>(&bytes).ok());
     match (announced, pid) {
         (Some(holder), None) => holder,
@@ -154,14 +160,14 @@ fn read_holder(file: &File, path: &Path) -> Holder {
     }
 }
 
-/// The process that locked the file with this inode number, from the kernel's list of locks.
-fn lock_pid(inode: u64) -> Option<u32> {
+/// The process that locked the file of this device and inode number, from the kernel's list of locks.
+fn lock_pid(device: u64, inode: u64) -> Option<u32> {
+    let wanted = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip_while(|word| *word != "FLOCK").skip(3);
         let pid = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
-        let found = words.next()?.rsplit(':').next()?.parse::<u64>().ok()?;
-        (found == inode).then_some(pid)
+        (words.next()? == wanted).then_some(pid)
     })
 }
 

@@ -143,9 +143,16 @@ impl VolumeIo {
     /// Whether the run that begins at `range.start` holds data, and its length in bytes, at most to `range.end`.
     pub fn block_status(&self, range: Range<u64>) -> Result<(Extent, u64)> {
         let mut plan = ReadPlan::default();
-        let mut found: Option<Extent> = None;
+        let mut first: Option<Extent> = None;
         let mut at = range.start;
         while at < range.end {
+            if let Some(end) = self.volume.untouched_until(at) {
+                if *first.get_or_insert(Extent::Zero) == Extent::Data {
+                    return Ok((Extent::Data, at - range.start));
+                }
+                at = end.min(range.end);
+                continue;
+            }
             let step = at..range.end.min(at + STEP);
             self.planned(|_| self.volume.plan_read(step.clone(), &mut plan))?;
             for segment in plan.segments() {
@@ -153,22 +160,14 @@ impl VolumeIo {
                     ReadSegment::Data { len, .. } => (Extent::Data, len),
                     ReadSegment::Zero { len } => (Extent::Zero, len),
                 };
-                if *found.get_or_insert(extent) != extent {
-                    return Ok((extent.other(), at - range.start));
+                let first = *first.get_or_insert(extent);
+                if first != extent {
+                    return Ok((first, at - range.start));
                 }
                 at += len;
             }
         }
-        Ok((found.unwrap_or(Extent::Zero), at - range.start))
-    }
-}
-
-impl Extent {
-    fn other(self) -> Self {
-        match self {
-            Extent::Data => Extent::Zero,
-            Extent::Zero => Extent::Data,
-        }
+        Ok((first.unwrap_or(Extent::Zero), at - range.start))
     }
 }
 

@@ -238,13 +238,7 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(crate) fn new(id: LayerId, size: u64, link: Link, drained: bool) -> Self {
-        Self {
-            id,
-            size,
-            link: ArcSwap::from_pointee(link),
-            tables: OnceLock::new(),
-            drained: AtomicBool::new(drained),
-        }
+        Self { id, size, link: ArcSwap::from_pointee(link), tables: OnceLock::new(), drained: AtomicBool::new(drained) }
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {

@@ -33,4 +33,6 @@ pub use units::{
     BLOCK_LEN, BLOCKS_PER_CHUNK, ChunkNo, LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, PAGE_LEN, SLAB_LEN,
     SlabNo, SlotNo, VolumeId,
 };
-pub use volume::{Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, WriteTicket, ZeroKind, ZeroTicket};
+pub use volume::{
+    Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, WriteTicket, ZeroKind, ZeroTicket,
+};

@@ -120,9 +120,5 @@ pub(crate) type BlockMask = u64;
 /// The mask with bits `start..end` set; `start <= end <= 64`.
 pub(crate) const fn mask_of(start: u64, end: u64) -> BlockMask {
     debug_assert!(start <= end && end <= 64);
-    if start == end {
-        0
-    } else {
-        (!0u64 >> (64 - (end - start))) << start
-    }
+    if start == end { 0 } else { (!0u64 >> (64 - (end - start))) << start }
 }

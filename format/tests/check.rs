@@ -1,10 +1,11 @@
 //! The structural check from outside: work and crashes leave a clean container, bad bytes are told, nothing panics.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 
 use pitstop_format::check::{Outcome, check};
 use pitstop_format::testing::{Fate, SimDisk};
-use pitstop_format::{Container, CreateOptions, Disk, Error, OpenMode, SLAB_LEN, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Disk, Error, FileDisk, OpenMode, SLAB_LEN, VolumeIo};
 
 const SIZE: u64 = 4 << 20;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -194,4 +195,19 @@ fn a_report_is_readable_by_programs() {
     assert_eq!(report["findings"], serde_json::json!([]));
     assert_eq!(report["allocated-slabs"], 5);
     assert_eq!(report["clean"], true);
+}
+
+#[test]
+fn a_file_is_checked_like_a_disk_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disks.pit");
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..Default::default() };
+    Container::create(FileDisk::create(&path).unwrap(), &options).unwrap();
+    let container = Container::open(FileDisk::open(&path, OpenMode::ReadWrite).unwrap(), OpenMode::ReadWrite).unwrap();
+    container.create_volume("a", SIZE).unwrap();
+    VolumeIo::new(&container, container.volume("a").unwrap()).write_at(&[1; 4096], 4096).unwrap();
+    container.snapshot("a", "b").unwrap();
+    container.close().unwrap();
+    let report = check(&*FileDisk::open(&path, OpenMode::ReadOnly).unwrap()).unwrap();
+    assert_eq!((report.outcome(), report.volumes, report.layers), (Outcome::Clean, 2, 3));
 }

@@ -11,9 +11,7 @@ use std::task::Waker;
 
 use common::{Model, Rng, SECTOR, Volume, compare, stamped};
 use pitstop_format::testing::{Crash, Event, Fate, SimDisk};
-use pitstop_format::{
-    Container, CreateOptions, EdgeSource, Error, OpenMode, Planned, VolumeIo, WriteTicket, ZeroKind,
-};
+use pitstop_format::{Container, CreateOptions, EdgeSource, Error, OpenMode, Planned, VolumeIo, WriteTicket, ZeroKind};
 
 const OPERATIONS: u64 = 70;
 const SIZES: [u64; 4] = [1 << 20, (1 << 20) + 512, 768 << 10, (256 << 10) - 4096];
@@ -377,6 +375,10 @@ impl Run {
         } else {
             disk
         };
+        if self.rng.chance(25) {
+            let report = pitstop_format::check::check(&*disk).unwrap();
+            assert!(report.findings.is_empty(), "after a crash: {:#?} {:#?}", report.findings, self.log);
+        }
         let container = Container::open(disk, OpenMode::ReadWrite).unwrap_or_else(|error| panic!("open: {error}"));
         let whys: Vec<String> = std::iter::once(&self.model)
             .chain(&self.during)

@@ -51,7 +51,11 @@ fn check_copy(io: &VolumeIo, before: &[u64]) {
         let first = counter(io, base);
         let second = counter(io, base + (512 << 10));
         let third = counter(io, WRITERS * STRIDE + n * 512);
-        assert!(third >= before[n as usize], "writer {n}: lost {} of what had completed, found {third}", before[n as usize]);
+        assert!(
+            third >= before[n as usize],
+            "writer {n}: lost {} of what had completed, found {third}",
+            before[n as usize]
+        );
         assert!(first >= second && second >= third, "writer {n}: {first} {second} {third} is no instant");
         assert!(first - third <= 1, "writer {n}: {first} {second} {third} is no instant");
     }

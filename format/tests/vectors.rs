@@ -109,6 +109,8 @@ fn check_hierarchy(disk: &Arc<SimDisk>) {
     assert_eq!(container.info().label, "vector");
     container.settle(10_000).unwrap();
     container.close().unwrap();
+    let report = pitstop_format::check::check(&**disk).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
 
 #[test]

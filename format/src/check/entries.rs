@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 use bitvec::vec::BitVec;
 
 use super::catalog::Catalog;
-use super::finding::{BEYOND_SIZE, CheckReport, ENTRY, ENTRY_SLAB, JOURNAL, ORPHAN, SHARED_SLAB, TABLE, UNREACHED_DATA};
+use super::finding::{
+    BEYOND_SIZE, CheckReport, ENTRY, ENTRY_SLAB, JOURNAL, ORPHAN, SHARED_SLAB, TABLE, UNREACHED_DATA,
+};
 use super::metadata::{Metadata, describe};
 use super::read;
 use crate::disk::Disk;
@@ -29,7 +31,6 @@ struct Table {
     index: u32,
     slab: SlabNo,
     pages: u64,
-    zero: bool,
 }
 
 #[derive(Debug)]
@@ -80,7 +81,7 @@ pub(super) fn check(
 impl Walk<'_> {
     fn collect_tables(&mut self) {
         for (found, slab) in self.metadata.descriptors.iter().zip(0..) {
-            let Some(Descriptor::Table { layer, index, pages, zero }) = *found else {
+            let Some(Descriptor::Table { layer, index, pages, .. }) = *found else {
                 continue;
             };
             let Some(record) = self.catalog.live(layer) else {
@@ -91,15 +92,15 @@ impl Walk<'_> {
             let complaint = if u64::from(index) >= limit {
                 Some(format!("table {index} of layer {layer}, whose size needs {limit}"))
             } else {
-                self.tables.get(&(layer, index)).map(|other| {
-                    format!("table {index} of layer {layer} is also in slab {}", other.slab)
-                })
+                self.tables
+                    .get(&(layer, index))
+                    .map(|other| format!("table {index} of layer {layer} is also in slab {}", other.slab))
             };
             if let Some(message) = complaint {
                 self.blind = true;
                 self.report.add(TABLE, Place::Slab(slab).to_string(), message, "MAP-2");
             } else {
-                self.tables.insert((layer, index), Table { layer, size: record.size, index, slab, pages, zero });
+                self.tables.insert((layer, index), Table { layer, size: record.size, index, slab, pages });
             }
         }
         self.report.tables_checked = self.tables.len() as u64;
@@ -108,7 +109,7 @@ impl Walk<'_> {
     /// Items for pages that their live layer does not have.
     fn check_journal(&mut self) {
         let journal = &self.metadata.journal;
-        let fresh = journal.fresh.iter().map(|&(layer, table, page)| (layer, table, u32::from(page)));
+        let fresh = journal.fresh.keys().map(|&(layer, table, page)| (layer, table, u32::from(page)));
         let entries = journal.entries.keys().map(|&(layer, chunk)| (layer, chunk.table(), chunk.page() as u32));
         let mut missing: Vec<(LayerId, u32, u32)> = fresh
             .chain(entries)
@@ -146,14 +147,13 @@ impl Walk<'_> {
 
     fn check_page(&mut self, table: &Table, page: u64, home: &[u8]) {
         let first = u64::from(table.index) * ENTRIES_PER_TABLE + page * ENTRIES_PER_PAGE;
-        let fresh = self.metadata.journal.fresh.contains(&(table.layer, table.index, page as u8));
-        let absent = RawEntry { z: if table.zero { !0 } else { 0 }, ..RawEntry::default() };
+        let fresh = self.metadata.journal.fresh.get(&(table.layer, table.index, page as u8));
         for (raw, chunk) in home.chunks_exact(entry::LEN).zip(first..) {
             let chunk = ChunkNo(chunk as u32);
             self.report.entries_checked += 1;
             let found = match self.metadata.journal.entries.get(&(table.layer, chunk)) {
                 Some(newer) => Ok(*newer),
-                None if fresh => Ok(absent),
+                None if let Some(&zero) = fresh => Ok(RawEntry { z: if zero { !0 } else { 0 }, ..RawEntry::default() }),
                 None => RawEntry::decode(raw, table.layer, chunk),
             };
             match found {

@@ -3,7 +3,7 @@
 //! Invariant: only complete batches count, and only records that continue the chain (JNL-4, JNL-16).
 //! Does not: judge what the records say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::read;
 use crate::disk::Disk;
@@ -20,7 +20,8 @@ pub(super) struct Journal {
     pub(super) descriptors: BTreeMap<SlabNo, [u8; descriptor::LEN]>,
     pub(super) slots: BTreeMap<SlotNo, Box<[u8; slot::LEN]>>,
     pub(super) entries: BTreeMap<(LayerId, ChunkNo), RawEntry>,
-    pub(super) fresh: BTreeSet<(LayerId, u32, u8)>,
+    /// New pages, and whether their entries began as zero entries.
+    pub(super) fresh: BTreeMap<(LayerId, u32, u8), bool>,
     pub(super) batches: u64,
     /// Where the next record would be, and its link.
     pub(super) end: Cursor,
@@ -49,7 +50,7 @@ impl Journal {
             descriptors: BTreeMap::new(),
             slots: BTreeMap::new(),
             entries: BTreeMap::new(),
-            fresh: BTreeSet::new(),
+            fresh: BTreeMap::new(),
             batches: 0,
             end: cursor,
         };
@@ -68,8 +69,8 @@ impl Journal {
 
     fn apply(&mut self, item: Item) {
         match item {
-            Item::FreshPage { layer, table, page } => {
-                self.fresh.insert((layer, table, page));
+            Item::FreshPage { layer, table, page, zero } => {
+                self.fresh.insert((layer, table, page), zero);
             }
             Item::Entry { layer, chunk, slab, d, z } => {
                 self.entries.insert((layer, chunk), RawEntry { slab, d, z });

@@ -45,8 +45,7 @@ impl Metadata {
         let journal = Journal::read(disk, &superblock)?;
         report.journal_batches = journal.batches;
         let (descriptors, damaged) = read_descriptors(disk, file_len, &superblock, &journal, report)?;
-        let mut metadata =
-            Self { journal, descriptors, slots: BTreeMap::new(), counters: None, blind: false };
+        let mut metadata = Self { journal, descriptors, slots: BTreeMap::new(), counters: None, blind: false };
         metadata.read_catalog(disk, &superblock, report)?;
         metadata.cut_to_size(report);
         for (slab, bad) in damaged {

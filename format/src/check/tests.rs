@@ -235,7 +235,8 @@ fn journal_values_hide_damaged_homes() {
     // No home has been written since the container was created: all that counts is in the journal.
     let table = {
         let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
-        let image = |(slab, raw): (&SlabNo, &[u8; 32])| Some((*slab, Descriptor::decode(raw, fixture.uuid(), *slab).ok()?));
+        let image =
+            |(slab, raw): (&SlabNo, &[u8; 32])| Some((*slab, Descriptor::decode(raw, fixture.uuid(), *slab).ok()?));
         let found = journal.descriptors.iter().filter_map(image);
         found.filter(|(_, found)| matches!(found, Descriptor::Table { .. })).map(|(slab, _)| slab).next().unwrap()
     };
@@ -519,9 +520,9 @@ fn chk_21_journal_values_for_what_does_not_exist() {
     };
     let free = Slot::Free.encode(fixture.uuid(), SlotNo(4000));
     for item in [
-        Item::FreshPage { layer, table: 0, page: 60 },
-        Item::FreshPage { layer, table: 0, page: 64 },
-        Item::FreshPage { layer, table: 77, page: 0 },
+        Item::FreshPage { layer, table: 0, page: 60, zero: false },
+        Item::FreshPage { layer, table: 0, page: 64, zero: false },
+        Item::FreshPage { layer, table: 77, page: 0, zero: false },
         Item::Entry { layer, chunk: ChunkNo(u32::MAX), slab: SlabNo(0), d: 0, z: 0 },
         Item::Descriptor { slab: SlabNo(1 << 50), image: [0; 32] },
         Item::Slot { slot: SlotNo(4000), image: free },
@@ -531,7 +532,7 @@ fn chk_21_journal_values_for_what_does_not_exist() {
         fixture.expect(&["CHK-21"]);
     }
     // Items of a layer that does not exist are dropped.
-    fixture.append(&[Item::FreshPage { layer: LayerId(999), table: 0, page: 0 }]);
+    fixture.append(&[Item::FreshPage { layer: LayerId(999), table: 0, page: 0, zero: false }]);
     fixture.expect(&[]);
 }
 
@@ -584,4 +585,52 @@ fn more_findings_than_a_report_keeps_are_counted() {
     let report = fixture.check();
     assert_eq!(report.findings.len(), super::FINDINGS_KEPT);
     assert!(report.leaks > 1900);
+}
+
+/// Opens for writing; the rule that the container breaks.
+#[track_caller]
+fn refused(fixture: &Fixture) -> &'static str {
+    match Container::open(fixture.disk.clone(), OpenMode::ReadWrite) {
+        Err(crate::Error::Corrupt(corruption)) => corruption.rule,
+        Err(crate::Error::Truncated { .. }) => "CON-14",
+        other => panic!("{other:?}"),
+    }
+}
+
+// rules: CON-13, CON-14, LAY-1, CAT-6 — values that would let the engine hand out its own slabs, or an id twice.
+#[test]
+fn opening_refuses_what_would_lead_the_engine_astray() {
+    let fixture = Fixture::closed();
+    let layer = fixture.head_of("ci").1.id;
+    fixture.put_entry(layer, 9, RawEntry { slab: SlabNo(4), d: 1, z: 0 });
+    fixture.put_descriptor(SlabNo(4), Descriptor::Data { layer, index: 9, birth: layer });
+    assert_eq!(refused(&fixture), "CON-13");
+    for slab in 0..3 {
+        let fixture = Fixture::closed();
+        fixture.put_descriptor(SlabNo(slab), Descriptor::Free);
+        assert_eq!(refused(&fixture), "CON-13");
+    }
+    for count in [1, 3, 6, 7] {
+        let fixture = Fixture::closed();
+        edit_slab_count(&fixture, |_| count);
+        assert!(["CON-13", "CON-14"].contains(&refused(&fixture)), "{count} slabs");
+    }
+    let fixture = Fixture::closed();
+    edit_slab_count(&fixture, |count| count + 1);
+    assert_eq!(refused(&fixture), "CON-14");
+    for next_id in [0, 1, u64::MAX] {
+        let fixture = Fixture::closed();
+        let Slot::Container(mut record) = fixture.slot(SlotNo(0)) else {
+            panic!("no container record");
+        };
+        record.next_id = next_id;
+        fixture.put_slot(SlotNo(0), &Slot::Container(record));
+        assert_eq!(refused(&fixture), "LAY-1");
+    }
+    let fixture = Fixture::closed();
+    fixture.edit_volume("ci", |record| record.id = VolumeId(1 << 40));
+    assert_eq!(refused(&fixture), "LAY-1");
+    let fixture = Fixture::closed();
+    fixture.put_slot(fixture.free_slot(), &fixture.slot(SlotNo(0)));
+    assert_eq!(refused(&fixture), "CAT-6");
 }

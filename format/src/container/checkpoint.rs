@@ -101,9 +101,7 @@ impl Container {
         let mut run: Option<Image> = None;
         for (offset, bytes) in images {
             match &mut run {
-                Some((start, gathered))
-                    if *start + gathered.len() as u64 == offset && gathered.len() < (1 << 20) =>
-                {
+                Some((start, gathered)) if *start + gathered.len() as u64 == offset && gathered.len() < (1 << 20) => {
                     gathered.extend(bytes);
                 }
                 _ => {

@@ -61,12 +61,13 @@ impl Container {
         let catalog = JOURNAL_SLAB + options.journal_len_bytes / SLAB_LEN;
         let slab_count = catalog + 1 + FIRST_FREE_SLABS;
         disk.grow(slab_count * SLAB_LEN).map_err(|source| match source.kind() {
-            std::io::ErrorKind::StorageFull => Error::NoSpace {
-                detail: format!("a new container needs {} bytes", slab_count * SLAB_LEN),
-            },
+            std::io::ErrorKind::StorageFull => {
+                Error::NoSpace { detail: format!("a new container needs {} bytes", slab_count * SLAB_LEN) }
+            }
             _ => Error::io("cannot allocate the container")(source),
         })?;
-        let write = |bytes: &[u8], offset| disk.write_at(bytes, offset).map_err(Error::io("cannot write the container"));
+        let write =
+            |bytes: &[u8], offset| disk.write_at(bytes, offset).map_err(Error::io("cannot write the container"));
         let sync = || disk.sync().map_err(Error::io("cannot sync the container"));
 
         let zeros = vec![0u8; SLAB_LEN as usize];

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::state::State;
 use super::Container;
+use super::state::State;
 use crate::error::{Error, Result};
 use crate::layout::slot::{LayerKind, Slot};
 use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};

@@ -12,7 +12,6 @@ use super::state::State;
 use crate::alloc::DESCRIPTOR_SLAB;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
-use crate::layout::slot::{LayerKind, Slot};
 use crate::units::{LayerId, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
 
 /// Slabs looked at per hold of the engine lock while reclaiming.
@@ -68,7 +67,7 @@ impl Container {
     ///
     /// Errors: [`crate::Error::Failed`] once the container has failed.
     pub fn maintain(&self) -> Result<Maintained> {
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         let mut background = super::lock(&self.shared.homes);
         let due = self.due(&mut background);
         if due.growth {
@@ -154,7 +153,7 @@ impl Container {
         };
         background.grow_failed = Some(Instant::now());
         let mut state = self.shared.lock();
-        let detail = format!("the container cannot grow beyond {} MiB: {failure}", count * SLAB_LEN >> 20);
+        let detail = format!("the container cannot grow beyond {} MiB: {failure}", (count * SLAB_LEN) >> 20);
         if state.space.failure.is_none() {
             log::warn!("{detail}");
         }
@@ -166,15 +165,8 @@ impl Container {
     fn reclaim(&self, background: &mut Background) -> bool {
         let mut state = self.shared.lock();
         if background.reclaim.is_none() {
-            let layers: HashSet<LayerId> = state
-                .slots()
-                .iter()
-                .filter_map(|slot| match slot {
-                    Slot::Layer(record) if record.kind == LayerKind::Doomed => Some(record.id),
-                    _ => None,
-                })
-                .filter(|id| state.layers.get(id).is_some_and(|layer| layer.is_drained()))
-                .collect();
+            let drained = |id: &LayerId| state.layers.get(id).is_some_and(|layer| layer.is_drained());
+            let layers: HashSet<LayerId> = state.doomed.iter().copied().filter(drained).collect();
             if layers.is_empty() {
                 return false;
             }

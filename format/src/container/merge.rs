@@ -140,6 +140,10 @@ impl Container {
     fn finish(&self, job: &MergeJob) {
         let mut state = self.shared.lock();
         let state = &mut *state;
+        // A command may have come between the last look and now.
+        if !still_valid(state, job) {
+            return;
+        }
         let above = job.parent.link();
         let limit = above.limit.min(job.child.link().limit);
         job.child.set_link(Link { parent: above.parent.clone(), limit });
@@ -176,17 +180,23 @@ fn is_frozen(state: &State, layer: &Layer) -> bool {
 
 /// A frozen layer whose only user is one frozen child.
 fn find_candidate(state: &mut State) -> Option<MergeJob> {
+    if !state.merge_possible {
+        return None;
+    }
     let frozen = state.slots().iter().filter_map(|slot| match slot {
         Slot::Layer(record) if record.kind == LayerKind::Frozen => Some((record.id, record.parent?)),
         _ => None,
     });
     let pairs: Vec<(LayerId, LayerId)> = frozen.collect();
-    pairs.into_iter().find_map(|(child, parent)| {
-        let child = state.layers.get(&child)?;
-        let parent = state.layers.get(&parent)?;
-        (state.child_count(parent.id) == 1 && is_frozen(state, child) && is_frozen(state, parent))
-            .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
-    })
+    let found =
+        pairs.into_iter().find_map(|(child, parent)| {
+            let child = state.layers.get(&child)?;
+            let parent = state.layers.get(&parent)?;
+            (state.child_count(parent.id) == 1 && is_frozen(state, child) && is_frozen(state, parent))
+                .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
+        });
+    state.merge_possible = found.is_some();
+    found
 }
 
 fn still_valid(state: &State, job: &MergeJob) -> bool {

@@ -15,6 +15,7 @@ mod ops;
 pub(crate) mod ring;
 pub(crate) mod state;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,12 +23,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 
 pub use create::CreateOptions;
+pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use info::{ContainerInfo, LayerInfo, Origin, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
 pub use ops::PendingCopy;
-pub(crate) use flush::thread_waker as flush_waker;
-pub(crate) use open::{Recovered, read_container};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;
@@ -66,6 +66,7 @@ pub(crate) struct Shared {
     /// Serialises checkpoints, reclaim and merges: a freed slab is never reused under a home write (JNL-6).
     homes: Mutex<maintain::Background>,
     failed: OnceLock<String>,
+    closed: AtomicBool,
     pub(crate) signal: Arc<Signal>,
     work: Work,
 }
@@ -87,7 +88,7 @@ impl Signal {
 
     pub(crate) fn drained(&self, layer: &Layer) {
         let mut wakers = lock(&self.wakers);
-        layer.drained.store(true, std::sync::atomic::Ordering::Release);
+        layer.drained.store(true, Ordering::Release);
         for waker in wakers.drain(..) {
             waker.wake();
         }
@@ -130,6 +131,7 @@ impl Shared {
             control: Mutex::new(()),
             homes: Mutex::new(maintain::Background::default()),
             failed: OnceLock::new(),
+            closed: AtomicBool::new(false),
             signal,
             work: Work::default(),
         }
@@ -145,6 +147,12 @@ impl Shared {
             return Err(Error::ReadOnly);
         }
         self.check_alive()
+    }
+
+    /// Like [`Shared::check_writable`]; refuses also once closing has begun.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.check_writable()?;
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
     pub(crate) fn check_alive(&self) -> Result<()> {
@@ -204,7 +212,8 @@ impl Container {
     /// Errors: [`Error::Corrupt`] if an entry is damaged, misplaced, or names a slab that belongs to another (MAP-5).
     pub fn install_page(&self, load: PageLoad, bytes: &[u8]) -> Result<()> {
         let state = self.shared.lock();
-        let Some(layer) = state.layers.get(&load.layer) else {
+        // Nobody reads through a layer that is doomed, and its slabs may be others' by now: plan again.
+        let Some(layer) = state.layers.get(&load.layer).filter(|_| !state.doomed.contains(&load.layer)) else {
             return Ok(());
         };
         let Some(table) = layer.table(load.table).filter(|table| table.slab == load.slab) else {

@@ -28,10 +28,8 @@ use crate::volume::VolumeCore;
 
 /// Metadata as it is after replay, decoded but not yet checked against itself.
 #[derive(Debug)]
-pub(crate) struct Recovered {
-    pub(crate) superblock: Superblock,
-    /// Why the other superblock copy cannot be used, if it cannot.
-    pub(crate) other_copy: Option<Unusable>,
+struct Recovered {
+    superblock: Superblock,
     pub(crate) descriptors: Vec<Descriptor>,
     pub(crate) bad_descriptors: Vec<(SlabNo, Bad)>,
     pub(crate) catalog_slabs: Vec<SlabNo>,
@@ -46,10 +44,14 @@ pub(crate) struct Replay {
     pub(crate) descriptors: BTreeMap<SlabNo, [u8; descriptor::LEN]>,
     pub(crate) slots: BTreeMap<SlotNo, Box<[u8; slot::LEN]>>,
     pub(crate) entries: BTreeMap<(LayerId, ChunkNo), RawEntry>,
-    pub(crate) fresh: HashSet<(LayerId, u32, u8)>,
+    /// New pages, and whether their entries began as zero entries.
+    pub(crate) fresh: HashMap<(LayerId, u32, u8), bool>,
     pub(crate) end: Position,
     pub(crate) batches: u64,
 }
+
+/// More ids than any container can use up.
+const MAX_NEXT_ID: u64 = 1 << 63;
 
 fn read(disk: &dyn Disk, len: usize, offset: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
@@ -57,8 +59,8 @@ fn read(disk: &dyn Disk, len: usize, offset: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The newer usable superblock, and what is wrong with the other.
-fn read_superblock(disk: &dyn Disk, file_len: u64) -> Result<(Superblock, Option<Unusable>)> {
+/// The newer usable superblock.
+fn read_superblock(disk: &dyn Disk, file_len: u64) -> Result<Superblock> {
     let mut usable: Option<Superblock> = None;
     let mut unusable = Vec::new();
     for (copy, offset) in OFFSETS.into_iter().enumerate() {
@@ -96,7 +98,10 @@ fn read_superblock(disk: &dyn Disk, file_len: u64) -> Result<(Superblock, Option
     if file_len < metadata_end + SLAB_LEN {
         return Err(Error::Truncated { found: file_len, expected: metadata_end + SLAB_LEN });
     }
-    Ok((superblock, unusable.into_iter().next()))
+    if let Some(why) = unusable.first() {
+        log::warn!("one superblock copy cannot be used ({why:?}); the other one is");
+    }
+    Ok(superblock)
 }
 
 /// Follows the ring from the tail; only complete batches count (JNL-4).
@@ -105,7 +110,7 @@ fn replay(disk: &dyn Disk, superblock: &Superblock) -> Result<Replay> {
         descriptors: BTreeMap::new(),
         slots: BTreeMap::new(),
         entries: BTreeMap::new(),
-        fresh: HashSet::new(),
+        fresh: HashMap::new(),
         end: Position {
             at: superblock.tail_offset,
             sequence: superblock.tail_sequence,
@@ -133,8 +138,8 @@ fn replay(disk: &dyn Disk, superblock: &Superblock) -> Result<Replay> {
 impl Replay {
     fn apply(&mut self, item: Item) {
         match item {
-            Item::FreshPage { layer, table, page } => {
-                self.fresh.insert((layer, table, page));
+            Item::FreshPage { layer, table, page, zero } => {
+                self.fresh.insert((layer, table, page), zero);
             }
             Item::Entry { layer, chunk, slab, d, z } => {
                 self.entries.insert((layer, chunk), RawEntry { slab, d, z });
@@ -186,13 +191,12 @@ fn read_record(
 }
 
 /// Reads a container's metadata as it is after replay, writing nothing.
-pub(crate) fn read_container(disk: &dyn Disk) -> Result<Recovered> {
+fn read_container(disk: &dyn Disk) -> Result<Recovered> {
     let file_len = disk.len().map_err(Error::io("cannot read the container's length"))?;
-    let (superblock, other_copy) = read_superblock(disk, file_len)?;
+    let superblock = read_superblock(disk, file_len)?;
     let replay = replay(disk, &superblock)?;
     let mut recovered = Recovered {
         superblock,
-        other_copy,
         descriptors: Vec::new(),
         bad_descriptors: Vec::new(),
         catalog_slabs: Vec::new(),
@@ -294,7 +298,57 @@ impl Recovered {
             return Err(Error::Truncated { found: file_len, expected: slab_count.saturating_mul(SLAB_LEN) });
         }
         if slab_count > 0 {
+            // What the file has beyond has never counted (CON-14).
             self.descriptors.truncate(slab_count as usize);
+            self.bad_descriptors.retain(|(slab, _)| slab.0 < slab_count);
+        }
+        Ok(())
+    }
+
+    /// The container's own slabs must be described as such, else the allocator or an entry could name them (CON-13).
+    fn check_reserved(&self) -> Result<()> {
+        let metadata_end = (self.superblock.journal_offset + self.superblock.journal_len) / SLAB_LEN;
+        let slabs = self.descriptors.len() as u64;
+        let groups = (0..slabs).step_by(SLABS_PER_GROUP as usize).map(|first| first + DESCRIPTOR_SLAB);
+        for slab in (0..metadata_end).chain(groups) {
+            let found = self.descriptors.get(slab as usize);
+            if found != Some(&Descriptor::Reserved) {
+                let bad = Bad::new("CON-13", format!("{found:?}"), "a reserved slab");
+                return Err(bad.at("slab descriptor", Place::Slab(SlabNo(slab))).into());
+            }
+        }
+        match self.catalog_slabs.iter().find(|slab| slab.0 >= slabs) {
+            Some(&slab) => {
+                let bad =
+                    Bad::new("CON-14", format!("a catalog slab beyond {slabs} slabs"), "one within the container");
+                Err(bad.at("catalog", Place::Slab(slab)).into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Ids that are, or could soon be, given twice (LAY-1), and counters that stand elsewhere (CAT-6).
+    fn check_ids(&self, next_id: u64) -> Result<()> {
+        let mut ids = HashSet::new();
+        for (slot, number) in self.slots.iter().zip(0u32..) {
+            let id = match slot {
+                Slot::Free => continue,
+                Slot::Container(_) if number == 0 => continue,
+                Slot::Container(_) => {
+                    let bad = Bad::new("CAT-6", "a second container record", "one, in slot 0");
+                    return Err(bad.at("catalog slot", Place::Slot(number)).into());
+                }
+                Slot::Volume(record) => record.id.0,
+                Slot::Layer(record) => record.id.0,
+            };
+            if id == 0 || id >= next_id || next_id > MAX_NEXT_ID || !ids.insert(id) {
+                let bad = Bad::new("LAY-1", format!("id {id}, next {next_id}"), "unique ids below the next");
+                return Err(bad.at("catalog slot", Place::Slot(number)).into());
+            }
+        }
+        if next_id == 0 || next_id > MAX_NEXT_ID {
+            let bad = Bad::new("LAY-1", next_id, "a next id from 1 to 2^63");
+            return Err(bad.at("catalog slot", Place::Slot(0)).into());
         }
         Ok(())
     }
@@ -347,7 +401,7 @@ fn check_owner(layer: LayerId, chunk: ChunkNo, found: RawEntry, alloc: &Allocato
 }
 
 /// Checks the catalog against itself and builds the layers, parents first.
-fn build_layers(slots: &[Slot], next_id: u64) -> Result<HashMap<LayerId, Arc<Layer>>> {
+fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
     let records: BTreeMap<LayerId, (&LayerRecord, u32)> = slots
         .iter()
         .zip(0u32..)
@@ -359,10 +413,6 @@ fn build_layers(slots: &[Slot], next_id: u64) -> Result<HashMap<LayerId, Arc<Lay
     let bad = |number: u32, rule, found: String, expected: &str| -> Error {
         Bad::new(rule, found, expected).at("layer", Place::Slot(number)).into()
     };
-    let layer_slots = slots.iter().filter(|slot| matches!(slot, Slot::Layer(_))).count();
-    if layer_slots != records.len() {
-        return Err(bad(0, "LAY-1", "two layers with one id".to_owned(), "unique ids"));
-    }
     let mut layers: HashMap<LayerId, Arc<Layer>> = HashMap::new();
     for &id in records.keys() {
         // Walk up to the nearest built ancestor, then build downwards.
@@ -375,9 +425,6 @@ fn build_layers(slots: &[Slot], next_id: u64) -> Result<HashMap<LayerId, Arc<Lay
             if pending.len() > records.len() {
                 return Err(bad(number, "LAY-2", "a cycle of parents".to_owned(), "a tree"));
             }
-            if record.id.0 == 0 || record.id.0 >= next_id {
-                return Err(bad(number, "LAY-1", format!("id {}", record.id), "an id below the container's next"));
-            }
             pending.push(record);
             // A doomed layer shows nothing any more; its parent may be gone already.
             next = if record.kind == LayerKind::Doomed { None } else { record.parent };
@@ -389,10 +436,8 @@ fn build_layers(slots: &[Slot], next_id: u64) -> Result<HashMap<LayerId, Arc<Lay
             {
                 return Err(bad(*number, "LAY-2", format!("{:?} as a parent", above.kind), "a frozen layer"));
             }
-            let link = Link {
-                parent: parent.and_then(|parent| layers.get(&parent).cloned()),
-                limit: record.parent_limit,
-            };
+            let link =
+                Link { parent: parent.and_then(|parent| layers.get(&parent).cloned()), limit: record.parent_limit };
             layers.insert(record.id, Arc::new(Layer::new(record.id, record.size, link, true)));
         }
     }
@@ -457,7 +502,8 @@ fn attach_tables(descriptors: &[Descriptor], layers: &HashMap<LayerId, Arc<Layer
             continue;
         };
         if index >= owner.table_limit() || !owner.add_table(index, Table::new(SlabNo(slab), pages, zero)) {
-            let bad = Bad::new("MAP-2", format!("table {index} of layer {layer}"), "one table an index, within the size");
+            let bad =
+                Bad::new("MAP-2", format!("table {index} of layer {layer}"), "one table an index, within the size");
             return Err(bad.at("slab descriptor", Place::Slab(SlabNo(slab))).into());
         }
     }
@@ -473,7 +519,7 @@ fn replay_pages(
     doomed: &HashSet<LayerId>,
 ) -> Result<Vec<(LayerId, u32, u8)>> {
     let mut touched: BTreeMap<(LayerId, u32, u8), Vec<(ChunkNo, RawEntry)>> = BTreeMap::new();
-    for &key in &replay.fresh {
+    for &key in replay.fresh.keys() {
         touched.entry(key).or_default();
     }
     for (&(layer, chunk), &entry) in &replay.entries {
@@ -485,15 +531,17 @@ fn replay_pages(
             continue;
         };
         let place = Place::Chunk(layer, entries.first().map_or(ChunkNo(0), |(chunk, _)| *chunk));
-        let Some(found) = owner.table(table).filter(|found| page < 64 && found.is_initialised(usize::from(page))) else {
+        let Some(found) = owner.table(table).filter(|found| page < 64 && found.is_initialised(usize::from(page)))
+        else {
             let bad = Bad::new("JNL-10", format!("page {page} of table {table}"), "an initialised page of the layer");
             return Err(bad.at("journal item", place).into());
         };
         let load = PageLoad { layer, table, page, slab: found.slab };
-        let zero = found.zero.load(std::sync::atomic::Ordering::Acquire);
-        let absent = RawEntry { z: if zero { !0 } else { 0 }, ..RawEntry::default() };
-        let mut raw = [absent; ENTRIES_PER_PAGE as usize];
-        if !replay.fresh.contains(&(layer, table, page)) {
+        // What the page began with is in its own item: the table's flag may have changed since.
+        let fresh = replay.fresh.get(&(layer, table, page));
+        let first = RawEntry { z: if fresh == Some(&true) { !0 } else { 0 }, ..RawEntry::default() };
+        let mut raw = [first; ENTRIES_PER_PAGE as usize];
+        if fresh.is_none() {
             let bytes = read(disk, PAGE_LEN, load.offset())?;
             let replaced = |chunk| replay.entries.contains_key(&(layer, chunk));
             decode_page(load, &bytes, alloc, replaced, &mut raw)?;
@@ -529,9 +577,11 @@ impl Container {
             return Err(bad.into());
         }
         let counters = recovered.counters()?;
+        recovered.check_reserved()?;
+        recovered.check_ids(counters.next_id)?;
         let signal = Arc::new(Signal::default());
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
-        let layers = build_layers(&slots, counters.next_id)?;
+        let layers = build_layers(&slots)?;
         let volumes = build_volumes(&slots, &layers, &signal)?;
         attach_tables(&descriptors, &layers)?;
         let doomed = slots
@@ -543,12 +593,8 @@ impl Container {
             .collect();
         let alloc = Allocator::new(descriptors);
         let pages = replay_pages(&*disk, &replay, &alloc, &layers, &doomed)?;
-        let ring = Ring {
-            offset: superblock.journal_offset,
-            len: superblock.journal_len,
-            tail: replay.end,
-            head: replay.end,
-        };
+        let ring =
+            Ring { offset: superblock.journal_offset, len: superblock.journal_len, tail: replay.end, head: replay.end };
         let mut state = State::new(Opened { superblock, slots, catalog_slabs, alloc, layers, volumes, ring });
         state.homes.pages = pages;
         state.homes.descriptors = replay.descriptors.keys().map(|slab| slab.0 / 128).collect();
@@ -582,6 +628,7 @@ impl Container {
         if self.shared.mode == OpenMode::ReadOnly {
             return Ok(());
         }
+        self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         self.commit()?;
         self.shared.lock().superblock.clean = true;
         self.checkpoint()?;

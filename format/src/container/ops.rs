@@ -175,7 +175,7 @@ impl Container {
     /// Errors: [`Error::BadName`], [`Error::BadSize`], [`Error::VolumeExists`], [`Error::NoSpace`].
     pub fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         check_volume_name(name)?;
         if size == 0 || size > MAX_VOLUME_LEN {
             return Err(Error::BadSize { size, why: "it must be from 512 bytes to 64T" });
@@ -212,7 +212,7 @@ impl Container {
     /// The caller makes sure that nobody uses it: requests planned later fail with [`Error::VolumeGone`].
     pub fn delete_volume(&self, name: &str) -> Result<()> {
         let _control = super::lock(&self.shared.control);
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         {
             let mut state = self.shared.lock();
             let id = state.volume_id(name)?;
@@ -230,7 +230,7 @@ impl Container {
     /// Gives a volume another name.
     pub fn rename_volume(&self, name: &str, new_name: &str) -> Result<()> {
         let _control = super::lock(&self.shared.control);
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         check_volume_name(new_name)?;
         {
             let mut state = self.shared.lock();
@@ -283,7 +283,7 @@ impl Container {
 
     /// Freezes the source's head, or takes its parent if the head was never written (SNP-4).
     fn begin_copy(&self, source: &str, target: CopyTarget) -> Result<PendingCopy> {
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         let mut state = self.lock_with_slots(1)?;
         let id = state.volume_id(source)?;
         let core = state.volumes[&id].clone();
@@ -304,8 +304,7 @@ impl Container {
             Some(head)
         };
         let record = state.volume_record(id);
-        let origin =
-            OriginRecord { volume: id, uuid: record.uuid, instant_ns, name: record.name.clone() };
+        let origin = OriginRecord { volume: id, uuid: record.uuid, instant_ns, name: record.name.clone() };
         let size = record.size;
         Ok(PendingCopy { container: self.clone(), source: id, frozen, origin, size, target })
     }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Entry, InLayer, Layer, Page, PageLoad, Table};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::record::Item;
-use crate::layout::slot::{ContainerRecord, LayerRecord, PER_PAGE, PER_SLAB, Slot, VolumeRecord};
+use crate::layout::slot::{ContainerRecord, LayerKind, LayerRecord, PER_PAGE, PER_SLAB, Slot, VolumeRecord};
 use crate::layout::superblock::Superblock;
 use crate::units::{BlockMask, ChunkNo, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
 use crate::volume::VolumeCore;
@@ -37,7 +37,8 @@ pub(crate) struct Batches {
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
     entries: Vec<(LayerId, ChunkNo)>,
-    fresh: Vec<(LayerId, u32, u8)>,
+    /// New pages, and whether their entries began as zero entries.
+    fresh: Vec<(LayerId, u32, u8, bool)>,
     descriptors: HashSet<SlabNo>,
     slots: BTreeSet<SlotNo>,
 }
@@ -99,6 +100,12 @@ pub(crate) struct State {
     /// Slabs that each layer owns, tables included.
     layer_slabs: HashMap<LayerId, u64>,
     pub(crate) dirty: Dirty,
+    /// First writes under way, in chunks: each becomes a change.
+    claimed: u64,
+    /// Layers whose slabs are to be freed.
+    pub(crate) doomed: BTreeSet<LayerId>,
+    /// The tree of layers has changed since a merge was looked for in vain.
+    pub(crate) merge_possible: bool,
     pub(crate) homes: Homes,
     pub(crate) batches: Batches,
     pub(crate) ring: Ring,
@@ -138,6 +145,9 @@ impl State {
             alloc: opened.alloc,
             layer_slabs: HashMap::new(),
             dirty: Dirty::default(),
+            claimed: 0,
+            doomed: BTreeSet::new(),
+            merge_possible: true,
             homes: Homes::default(),
             batches: Batches { open: 1, durable: 0, in_progress: false },
             ring: opened.ring,
@@ -159,6 +169,9 @@ impl State {
                 }
                 Slot::Layer(record) => {
                     state.layer_slots.insert(record.id, SlotNo(index));
+                    if record.kind == LayerKind::Doomed {
+                        state.doomed.insert(record.id);
+                    }
                     if let Some(parent) = record.parent {
                         state.children.entry(parent).or_default().insert(record.id);
                     }
@@ -302,6 +315,7 @@ impl State {
     }
 
     pub(crate) fn add_layer(&mut self, record: LayerRecord, layer: Arc<Layer>) {
+        self.merge_possible = true;
         let slot = self.free_slot();
         self.layer_slots.insert(record.id, slot);
         self.layers.insert(record.id, layer);
@@ -314,6 +328,8 @@ impl State {
     pub(crate) fn remove_layer(&mut self, id: LayerId) {
         self.layers.remove(&id);
         self.layer_slabs.remove(&id);
+        self.children.remove(&id);
+        self.doomed.remove(&id);
         if let Some(slot) = self.layer_slots.remove(&id) {
             self.set_slot(slot, Slot::Free);
         }
@@ -331,6 +347,10 @@ impl State {
         let mut record = self.layer_record(id).clone();
         let old_parent = record.parent;
         change(&mut record);
+        self.merge_possible = true;
+        if record.kind == LayerKind::Doomed {
+            self.doomed.insert(id);
+        }
         if record.parent != old_parent {
             if let Some(children) = old_parent.and_then(|parent| self.children.get_mut(&parent)) {
                 children.remove(&id);
@@ -358,9 +378,7 @@ impl State {
     }
 
     pub(crate) fn no_space(&self) -> Error {
-        Error::NoSpace {
-            detail: self.space.failure.clone().unwrap_or_else(|| "no free slab".to_owned()),
-        }
+        Error::NoSpace { detail: self.space.failure.clone().unwrap_or_else(|| "no free slab".to_owned()) }
     }
 
     /// Slabs that `layer` owns, tables included.
@@ -414,7 +432,7 @@ impl State {
         let content = table.install(page, Page::fresh(zero));
         content.home_dirty.store(true, Ordering::Relaxed);
         let initialised = table.initialised.fetch_or(1 << page, Ordering::AcqRel) | 1 << page;
-        self.dirty.fresh.push((layer.id, chunk.table(), page as u8));
+        self.dirty.fresh.push((layer.id, chunk.table(), page as u8, zero));
         self.homes.pages.push((layer.id, chunk.table(), page as u8));
         self.describe(
             table.slab,
@@ -472,10 +490,24 @@ impl State {
         }
     }
 
+    /// Whether so many changes are listed or on their way that first writes must wait for a commit (JNL-8).
+    pub(crate) fn is_throttled(&self) -> bool {
+        // A first write changes an entry and a descriptor.
+        self.dirty.journal_bytes() + self.claimed * 88 > 2 * self.ring.batch_limit()
+    }
+
+    /// Claims absent blocks for a first write.
+    pub(crate) fn claim(&mut self, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, 0);
+        entry.set_pending(entry.pending() | mask);
+        self.claimed += 1;
+    }
+
     /// Makes the pending blocks `mask` visible: their data has been written.
     pub(crate) fn publish(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
         debug_assert_eq!(entry.pending() & mask, mask);
         entry.set_pending(entry.pending() & !mask);
+        self.claimed -= 1;
         entry.set_data(mask);
         self.settle(layer, chunk, entry);
         self.note_entry(layer, chunk, entry);
@@ -485,6 +517,7 @@ impl State {
     pub(crate) fn abandon(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
         debug_assert_eq!(entry.pending() & mask, mask);
         entry.set_pending(entry.pending() & !mask);
+        self.claimed -= 1;
         self.settle(layer, chunk, entry);
     }
 
@@ -501,12 +534,11 @@ impl State {
     /// Images all changes into the items of the open batch and opens the next one (JNL-3).
     pub(crate) fn image_batch(&mut self) -> Vec<Item> {
         let dirty = std::mem::take(&mut self.dirty);
-        let mut items = Vec::with_capacity(
-            dirty.entries.len() + dirty.fresh.len() + dirty.descriptors.len() + dirty.slots.len(),
-        );
-        for (layer, table, page) in dirty.fresh {
+        let mut items =
+            Vec::with_capacity(dirty.entries.len() + dirty.fresh.len() + dirty.descriptors.len() + dirty.slots.len());
+        for (layer, table, page, zero) in dirty.fresh {
             if self.layers.contains_key(&layer) {
-                items.push(Item::FreshPage { layer, table, page });
+                items.push(Item::FreshPage { layer, table, page, zero });
             }
         }
         for (layer, chunk) in dirty.entries {

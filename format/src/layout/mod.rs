@@ -133,10 +133,7 @@ mod tests {
     /// Every structure's fields stand in `spec/container.md` or `spec/journal.md` with the same offset and length.
     #[test]
     fn the_specification_and_the_code_agree_on_offsets() {
-        let spec = concat!(
-            include_str!("../../../spec/container.md"),
-            include_str!("../../../spec/journal.md")
-        );
+        let spec = concat!(include_str!("../../../spec/container.md"), include_str!("../../../spec/journal.md"));
         let structures: &[(&str, usize, &[Field])] = &[
             ("superblock", superblock::LEN, superblock::FIELDS),
             ("descriptor", descriptor::LEN, descriptor::FIELDS),
@@ -161,8 +158,7 @@ mod tests {
                 })
                 .filter(|(_, _, name)| name != "RESERVED")
                 .collect();
-            let code: Vec<(usize, usize, String)> =
-                fields.iter().map(|f| (f.at, f.len, f.name.to_owned())).collect();
+            let code: Vec<(usize, usize, String)> = fields.iter().map(|f| (f.at, f.len, f.name.to_owned())).collect();
             assert_eq!(rows, code, "table of {name}");
         }
     }

@@ -25,8 +25,9 @@ on_disk! { 64;
 /// One absolute value. Applying the items of a batch twice, or over their own result, changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// The table page was new: what its home holds counts for nothing (MAP-6).
-    FreshPage { layer: LayerId, table: u32, page: u8 },
+    /// The table page was new: what its home holds counts for nothing, and its entries were absent, or zero entries with
+    /// `zero` (MAP-6).
+    FreshPage { layer: LayerId, table: u32, page: u8, zero: bool },
     /// A chunk entry. `slab` is 0 where `d` is.
     Entry { layer: LayerId, chunk: ChunkNo, slab: SlabNo, d: u64, z: u64 },
     /// A slab descriptor, in its on-disk form.
@@ -54,8 +55,8 @@ impl Item {
     fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         match self {
-            Item::FreshPage { layer, table, page } => {
-                out.extend([TAG_FRESH, *page, 0, 0]);
+            Item::FreshPage { layer, table, page, zero } => {
+                out.extend([TAG_FRESH, *page, u8::from(*zero), 0]);
                 out.extend(table.to_le_bytes());
                 out.extend(layer.0.to_le_bytes());
             }
@@ -83,16 +84,15 @@ impl Item {
 
     /// Decodes one item and the bytes behind it; `None` if the bytes are not an item.
     fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
-        let u32_at = |at: usize| -> Option<u32> {
-            Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-        };
-        let u64_at = |at: usize| -> Option<u64> {
-            Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-        };
+        let u32_at = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
+        let u64_at = |at: usize| -> Option<u64> { Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
         let item = match *bytes.first()? {
-            TAG_FRESH => {
-                Item::FreshPage { page: *bytes.get(1)?, table: u32_at(4)?, layer: LayerId(u64_at(8)?) }
-            }
+            TAG_FRESH => Item::FreshPage {
+                page: *bytes.get(1)?,
+                zero: *bytes.get(2)? != 0,
+                table: u32_at(4)?,
+                layer: LayerId(u64_at(8)?),
+            },
             TAG_ENTRY => Item::Entry {
                 chunk: ChunkNo(u32_at(4)?),
                 layer: LayerId(u64_at(8)?),
@@ -100,13 +100,8 @@ impl Item {
                 d: u64_at(24)?,
                 z: u64_at(32)?,
             },
-            TAG_DESCRIPTOR => {
-                Item::Descriptor { slab: SlabNo(u64_at(8)?), image: bytes.get(16..48)?.try_into().ok()? }
-            }
-            TAG_SLOT => Item::Slot {
-                slot: SlotNo(u32_at(4)?),
-                image: Box::new(bytes.get(8..520)?.try_into().ok()?),
-            },
+            TAG_DESCRIPTOR => Item::Descriptor { slab: SlabNo(u64_at(8)?), image: bytes.get(16..48)?.try_into().ok()? },
+            TAG_SLOT => Item::Slot { slot: SlotNo(u32_at(4)?), image: Box::new(bytes.get(8..520)?.try_into().ok()?) },
             _ => return None,
         };
         let len = item.encoded_len();

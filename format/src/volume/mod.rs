@@ -158,7 +158,9 @@ impl Volume {
     }
 
     fn check(&self, range: &Range<u64>) -> Result<()> {
-        self.check_present()?;
+        if self.core.gone.load(Ordering::Acquire) {
+            return Err(Error::VolumeGone { name: self.name() });
+        }
         let size = self.size();
         if range.start > range.end || range.end > size || (range.start | range.end) % MIN_IO_LEN != 0 {
             return Err(Error::BadRange { start: range.start, end: range.end, size });
@@ -166,16 +168,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Refuses once the volume is deleted; under the engine lock, where it cannot be deleted meanwhile.
-    fn check_present(&self) -> Result<()> {
-        match self.core.gone.load(Ordering::Acquire) {
-            true => Err(Error::VolumeGone { name: self.name() }),
-            false => Ok(()),
-        }
-    }
-
     fn check_change(&self, range: &Range<u64>) -> Result<()> {
-        self.shared.check_writable()?;
+        self.shared.check_open()?;
         self.check(range)
     }
 }

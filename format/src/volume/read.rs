@@ -9,7 +9,7 @@ use super::{Piece, Planned, Volume, pieces, runs};
 use crate::alloc::Grace;
 use crate::error::Result;
 use crate::layer::{Found, resolve};
-use crate::units::BLOCK_LEN;
+use crate::units::{BLOCK_LEN, ChunkNo, ENTRIES_PER_TABLE, SLAB_LEN};
 
 /// A piece of a read, in the order of the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,20 @@ impl ReadPlan {
 }
 
 impl Volume {
+    /// The end of the run from `offset` in which no layer has a table at all, so that it reads as zeros.
+    pub(crate) fn untouched_until(&self, offset: u64) -> Option<u64> {
+        const TABLE_SPAN: u64 = ENTRIES_PER_TABLE * SLAB_LEN;
+        let index = ChunkNo::containing(offset).table();
+        let mut next = Some(self.core.head());
+        while let Some(layer) = next {
+            if layer.table(index).is_some() {
+                return None;
+            }
+            next = layer.parent();
+        }
+        Some((u64::from(index) + 1) * TABLE_SPAN)
+    }
+
     /// Plans a read of `range` (bytes, multiples of 512, within the volume) into `plan`, which is cleared first.
     ///
     /// Each block comes from the nearest layer that has it (MAP-1). Takes no lock.

@@ -169,10 +169,11 @@ impl Volume {
         }
         ticket.segments.clear();
         let mut state = self.shared.lock();
-        self.check_present()?;
+        // Again: a refresh may have changed the size meanwhile.
+        self.check(&range)?;
         // Under the lock the head cannot be switched: a first write is never planned against a frozen layer.
         ticket.writers = self.core.current.load_full();
-        if state.dirty.journal_bytes() > 2 * state.ring.batch_limit() {
+        if state.is_throttled() {
             state.register(waker);
             drop(state);
             self.shared.call_for_work();
@@ -240,12 +241,7 @@ impl WriteTicket {
     }
 
     /// Plans one piece under the engine lock: overwrites what the head has, claims the rest.
-    fn plan_piece(
-        &mut self,
-        state: &mut State,
-        piece: Piece,
-        waker: &Waker,
-    ) -> std::result::Result<(), NotReady> {
+    fn plan_piece(&mut self, state: &mut State, piece: Piece, waker: &Waker) -> std::result::Result<(), NotReady> {
         let layer = self.writers.layer.clone();
         let blocks = piece.blocks();
         let Some(entry) = state.entry_for_change(&layer, piece.chunk)? else {
@@ -270,7 +266,7 @@ impl WriteTicket {
             }
         };
         if first_writes != 0 {
-            entry.set_pending(entry.pending() | first_writes);
+            state.claim(entry, first_writes);
             self.claims.push(Claim { chunk: piece.chunk, mask: first_writes });
         }
         for (first, end) in runs(blocks & !partial) {

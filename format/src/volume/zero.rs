@@ -80,8 +80,9 @@ impl Volume {
         self.check_change(&range)?;
         let (edges, whole) = split_edges(&range);
         let mut state = self.shared.lock();
-        self.check_present()?;
-        if state.dirty.journal_bytes() > 2 * state.ring.batch_limit() {
+        // Again: a refresh may have changed the size meanwhile.
+        self.check(&range)?;
+        if state.is_throttled() {
             state.register(waker);
             drop(state);
             self.shared.call_for_work();
@@ -154,7 +155,8 @@ fn zero_blocks(
             return Ok(Some(at..whole.end));
         }
         let table_end = (at / TABLE_SPAN + 1) * TABLE_SPAN;
-        let covers_table = at % TABLE_SPAN == 0 && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
+        let covers_table =
+            at % TABLE_SPAN == 0 && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
         if covers_table {
             if !zero_untouched_table(state, head, at) {
                 return Err(out_of_space(state, waker));

@@ -1,0 +1,242 @@
+//! Interleavings of requests with commands that once went wrong, and what a slow step must not break.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use pitstop_format::testing::SimDisk;
+use pitstop_format::{
+    Container, CreateOptions, Error, Maintained, OpenMode, Planned, ReadPlan, SLAB_LEN, VolumeIo, ZeroKind,
+};
+
+const GIB: u64 = 1 << 30;
+const RUN: Duration = Duration::from_millis(1500);
+
+fn new_container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions { journal_len_bytes, ..CreateOptions::default() }).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    (disk, container)
+}
+
+fn io(container: &Container, name: &str) -> VolumeIo {
+    VolumeIo::new(container, container.volume(name).unwrap())
+}
+
+fn first_byte(container: &Container, name: &str, offset: u64) -> u8 {
+    let mut bytes = [0; 512];
+    io(container, name).read_at(&mut bytes, offset).unwrap();
+    bytes[0]
+}
+
+// rules: SNP-6, MAP-6 — a copy made in the middle of a long discard is the same after a crash.
+#[test]
+fn a_copy_made_in_the_middle_of_a_discard_survives_a_crash() {
+    let (disk, container) = new_container(1 << 20);
+    let size = 2 * GIB;
+    container.create_volume("golden", size).unwrap();
+    let last = size - SLAB_LEN;
+    for chunk in (0..1100).map(|n| n * SLAB_LEN).chain([last - SLAB_LEN, last]) {
+        io(&container, "golden").write_at(&[7; 4096], chunk).unwrap();
+    }
+    container.snapshot("golden", "ci").unwrap();
+    container.settle(1000).unwrap();
+    container.commit().unwrap();
+    // New pages in the journal, the last one among them.
+    for offset in (0..8).map(|page| page * 128 * SLAB_LEN + 4096).chain([last]) {
+        io(&container, "ci").write_at(&[9; 4096], offset).unwrap();
+    }
+    let volume = container.volume("ci").unwrap();
+    let step = loop {
+        match volume.plan_zero(0..size, ZeroKind::Discard, Waker::noop()).unwrap() {
+            Planned::Ready(step) => break step,
+            Planned::NeedPage(load) => container.load_page(load).unwrap(),
+            Planned::Busy => drop(container.maintain().unwrap()),
+        }
+    };
+    assert!(step.remaining().is_some(), "the discard is done in one step");
+    step.complete();
+    assert_eq!(first_byte(&container, "ci", last - SLAB_LEN), 7);
+    container.snapshot("ci", "copy").unwrap();
+    drop(container);
+    let container = Container::open(disk.copy(), OpenMode::ReadWrite).unwrap();
+    assert_eq!(first_byte(&container, "copy", last - SLAB_LEN), 7);
+    assert_eq!(first_byte(&container, "copy", last), 9);
+    assert_eq!(first_byte(&container, "copy", 0), 0);
+}
+
+/// Runs maintenance beside `work` until it ends.
+fn beside_maintenance<T>(container: &Container, work: impl FnOnce(&AtomicBool) -> T) -> T {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let maintenance = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                if container.maintain().unwrap() == Maintained::Idle {
+                    container.wait_for_work(Duration::from_millis(1));
+                }
+            }
+        });
+        let result = work(&stop);
+        stop.store(true, Ordering::Relaxed);
+        maintenance.join().unwrap();
+        result
+    })
+}
+
+// A request checked against the old size and planned against a smaller head is refused, not carried out.
+#[test]
+fn writes_meet_refreshes_to_a_smaller_size() {
+    let (_, container) = new_container(4 << 20);
+    for (name, size) in [("v", 8 * GIB), ("big", 8 * GIB), ("small", GIB)] {
+        container.create_volume(name, size).unwrap();
+    }
+    let refused = beside_maintenance(&container, |stop| {
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let volume = container.volume("v").unwrap();
+                let mut refused = 0;
+                for n in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    let at = 6 * GIB + n % 1000 * SLAB_LEN;
+                    match volume.plan_write(at..at + 4096, Waker::noop()) {
+                        Ok(Planned::Ready(ticket)) => ticket.complete(),
+                        Ok(Planned::Busy | Planned::NeedPage(_)) => {}
+                        Err(Error::BadRange { .. }) => refused += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                refused
+            });
+            let begin = Instant::now();
+            while begin.elapsed() < RUN && !writer.is_finished() {
+                container.refresh("v", "small").unwrap();
+                container.refresh("v", "big").unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            writer.join().unwrap()
+        })
+    });
+    assert!(refused > 0, "the writer never met the smaller size");
+}
+
+// rule: LAY-8 — a layer that is deleted at the very end of its merge stays deleted, and nothing is left behind.
+#[test]
+fn deletes_meet_the_end_of_merges() {
+    let (_, container) = new_container(4 << 20);
+    let begin = Instant::now();
+    beside_maintenance(&container, |_| {
+        for round in (0..).take_while(|_| begin.elapsed() < RUN) {
+            container.create_volume("g", 1 << 20).unwrap();
+            io(&container, "g").write_at(&[1; 4096], 0).unwrap();
+            container.snapshot("g", "v").unwrap();
+            for (n, copy) in ["t", "u"].into_iter().enumerate() {
+                io(&container, "v").write_at(&[1; 4096], (n as u64 + 1) * 4096).unwrap();
+                container.snapshot("v", copy).unwrap();
+            }
+            container.delete_volume("t").unwrap();
+            container.delete_volume("u").unwrap();
+            (0..round % 50).for_each(|_| std::thread::yield_now());
+            assert!(!container.layers().is_empty());
+            container.delete_volume("v").unwrap();
+            container.delete_volume("g").unwrap();
+            let since = Instant::now();
+            while !container.layers().is_empty() {
+                assert!(since.elapsed() < Duration::from_secs(10), "left behind: {:#?}", container.layers());
+                std::thread::yield_now();
+            }
+        }
+    });
+}
+
+// A page asked for before its layer was given up is no error: the request is planned again.
+#[test]
+fn a_page_of_a_layer_that_is_being_freed_is_not_an_error() {
+    let (disk, container) = new_container(4 << 20);
+    container.create_volume("v", 4 * GIB).unwrap();
+    container.create_volume("source", 4 * GIB).unwrap();
+    for n in 0..6000 {
+        io(&container, "v").write_at(&[1; 4096], n * SLAB_LEN).unwrap();
+    }
+    container.close().unwrap();
+    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+    let volume = container.volume("v").unwrap();
+    let mut plan = ReadPlan::default();
+    let Planned::NeedPage(load) = volume.plan_read(0..4096, &mut plan).unwrap() else {
+        panic!("no page is needed right after opening");
+    };
+    container.refresh("v", "source").unwrap();
+    for _ in 0..20 {
+        container.load_page(load).unwrap();
+        container.maintain().unwrap();
+    }
+    assert!(matches!(volume.plan_read(0..4096, &mut plan).unwrap(), Planned::Ready(())));
+}
+
+// rule: JNL-8 — first writes under way count against the journal: they wait, and the container lives.
+#[test]
+fn many_first_writes_under_way_do_not_exhaust_a_small_journal() {
+    let (_, container) = new_container(256 << 10);
+    container.create_volume("v", 8 * GIB).unwrap();
+    let volume = container.volume("v").unwrap();
+    let mut most = 0;
+    for round in 0..8u64 {
+        let mut tickets = Vec::new();
+        for n in 0..4000 {
+            let at = n * SLAB_LEN + round * 4096;
+            match volume.plan_write(at..at + 4096, Waker::noop()).unwrap() {
+                Planned::Ready(ticket) => tickets.push(ticket),
+                Planned::NeedPage(load) => container.load_page(load).unwrap(),
+                Planned::Busy if container.maintain().unwrap() == Maintained::Idle => break,
+                Planned::Busy => {}
+            }
+        }
+        most = most.max(tickets.len());
+        tickets.into_iter().for_each(pitstop_format::WriteTicket::complete);
+        container.commit().unwrap();
+    }
+    assert!((100..4000).contains(&most), "{most} writes were under way at once");
+}
+
+#[test]
+fn a_command_that_needs_space_lets_the_file_grow() {
+    let (_, container) = new_container(1 << 20);
+    container.create_volume("v", GIB).unwrap();
+    let volume = container.volume("v").unwrap();
+    for n in 0.. {
+        match volume.plan_write(n * SLAB_LEN..n * SLAB_LEN + 4096, Waker::noop()).unwrap() {
+            Planned::Ready(ticket) => ticket.complete(),
+            Planned::Busy => break,
+            Planned::NeedPage(_) => unreachable!("all pages are new"),
+        }
+    }
+    for n in 0..600 {
+        container.create_volume(&format!("v{n}"), 1 << 20).unwrap();
+    }
+}
+
+#[test]
+fn handles_left_after_closing_get_errors() {
+    let (_, container) = new_container(1 << 20);
+    container.create_volume("v", 1 << 20).unwrap();
+    let left = io(&container, "v");
+    let other = container.clone();
+    container.close().unwrap();
+    assert!(matches!(left.write_at(&[1; 512], 0), Err(Error::Closed)));
+    assert!(matches!(other.snapshot("v", "s"), Err(Error::Closed)));
+    assert!(matches!(other.maintain(), Err(Error::Closed)));
+}
+
+#[test]
+fn space_freed_on_a_full_disk_is_used_at_once() {
+    let (disk, container) = new_container(1 << 20);
+    disk.limit(Some(pitstop_format::Disk::len(&*disk).unwrap()));
+    container.create_volume("v", GIB).unwrap();
+    let mut n = 0;
+    while io(&container, "v").write_at(&[1; 4096], n * SLAB_LEN).is_ok() {
+        n += 1;
+    }
+    io(&container, "v").discard(0..4 * SLAB_LEN).unwrap();
+    let since = Instant::now();
+    io(&container, "v").write_at(&[1; 4096], n * SLAB_LEN).unwrap();
+    assert!(since.elapsed() < Duration::from_secs(5), "took {:?}", since.elapsed());
+}
