@@ -111,6 +111,16 @@ impl Allocator {
         self.limbo.push_back(Limbo { slab, batch, period: self.period });
     }
 
+    /// Gives back a slab that was taken and that no entry ever showed: nobody else can know it.
+    pub(crate) fn untake(&mut self, slab: SlabNo) {
+        let index = slab.0 as usize;
+        debug_assert_eq!(self.descriptors[index], Descriptor::Free);
+        debug_assert!(self.used[index]);
+        self.used.set(index, false);
+        self.hint = self.hint.min(index);
+        self.free += 1;
+    }
+
     /// Whether a new grace period would let slabs move on.
     pub(crate) fn wants_new_period(&self) -> bool {
         self.limbo.back().is_some_and(|last| last.period == self.period)

@@ -239,8 +239,8 @@ impl FileDisk {
     fn is_aligned(&self, buf: &[u8], offset: u64) -> bool {
         !self.direct
             || (buf.as_ptr().align_offset(DIRECT_ALIGN) == 0
-                && buf.len() % DIRECT_ALIGN == 0
-                && offset % DIRECT_ALIGN as u64 == 0)
+                && buf.len().is_multiple_of(DIRECT_ALIGN)
+                && offset.is_multiple_of(DIRECT_ALIGN as u64))
     }
 
     fn write(&self, buf: &[u8], offset: u64, flags: ReadWriteFlags) -> io::Result<()> {

@@ -171,4 +171,4 @@ impl VolumeIo {
     }
 }
 
-const _: () = assert!(STEP % MIN_IO_LEN == 0);
+const _: () = assert!(STEP.is_multiple_of(MIN_IO_LEN));

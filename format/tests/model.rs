@@ -4,6 +4,8 @@
 //!
 //! `PITSTOP_MODEL_SEEDS=first..end` chooses other seeds, for soaks.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Interleavings of requests with commands that once went wrong, and what a slow step must not break.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
@@ -239,4 +241,23 @@ fn space_freed_on_a_full_disk_is_used_at_once() {
     let since = Instant::now();
     io(&container, "v").write_at(&[1; 4096], n * SLAB_LEN).unwrap();
     assert!(since.elapsed() < Duration::from_secs(5), "took {:?}", since.elapsed());
+}
+
+// A request that finds some slabs, but too few, fails: it does not wait for those that it has just given back itself.
+#[test]
+fn a_write_that_needs_more_slabs_than_there_are_fails_at_once() {
+    let (disk, container) = new_container(1 << 20);
+    container.create_volume("v", GIB).unwrap();
+    io(&container, "v").write_at(&[1; 4096], 0).unwrap();
+    disk.limit(Some(pitstop_format::Disk::len(&*disk).unwrap()));
+    let since = Instant::now();
+    for chunks in [200, 100, 50, 20, 10, 5, 3, 2] {
+        let bytes = vec![1; (chunks * SLAB_LEN) as usize];
+        match io(&container, "v").write_at(&bytes, SLAB_LEN) {
+            Ok(()) => {}
+            Err(Error::NoSpace { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(since.elapsed() < Duration::from_secs(10), "took {:?}", since.elapsed());
 }

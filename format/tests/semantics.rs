@@ -1,5 +1,7 @@
 //! What each requirement promises, one test a promise, through the public interface.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 //!
 //! req: R1, R2, R4, R7. Rules: SNP-1, SNP-2, JNL-6.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -3,6 +3,8 @@
 //! req: R28. A vector is text: `length N`, then for each 512-byte sector that is not all zeros its offset and its bytes in
 //! hexadecimal. `PITSTOP_WRITE_VECTORS=1` writes the files that are missing; existing ones are never changed.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

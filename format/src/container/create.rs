@@ -35,7 +35,7 @@ impl Default for CreateOptions {
 
 impl CreateOptions {
     fn check(&self) -> Result<()> {
-        if !JOURNAL_LEN_RANGE.contains(&self.journal_len_bytes) || self.journal_len_bytes % SLAB_LEN != 0 {
+        if !JOURNAL_LEN_RANGE.contains(&self.journal_len_bytes) || !self.journal_len_bytes.is_multiple_of(SLAB_LEN) {
             return Err(Error::BadOption(format!(
                 "journal of {} bytes: choose a multiple of 256K from 256K to 1G",
                 self.journal_len_bytes

@@ -274,7 +274,7 @@ impl Recovered {
                 }
             }
         }
-        debug_assert!(self.slots.len() % PER_PAGE as usize == 0);
+        debug_assert!(self.slots.len().is_multiple_of(PER_PAGE as usize));
         Ok(())
     }
 

@@ -180,7 +180,7 @@ impl Container {
         if size == 0 || size > MAX_VOLUME_LEN {
             return Err(Error::BadSize { size, why: "it must be from 512 bytes to 64T" });
         }
-        if size % MIN_IO_LEN != 0 {
+        if !size.is_multiple_of(MIN_IO_LEN) {
             return Err(Error::BadSize { size, why: "it must be a multiple of 512" });
         }
         let id = {

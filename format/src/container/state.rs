@@ -100,6 +100,8 @@ pub(crate) struct State {
     /// Slabs that each layer owns, tables included.
     layer_slabs: HashMap<LayerId, u64>,
     pub(crate) dirty: Dirty,
+    /// Slabs that show nothing any more but are kept for first writes under way: readers of before may know them.
+    was_shown: HashSet<SlabNo>,
     /// First writes under way, in chunks: each becomes a change.
     claimed: u64,
     /// Layers whose slabs are to be freed.
@@ -145,6 +147,7 @@ impl State {
             alloc: opened.alloc,
             layer_slabs: HashMap::new(),
             dirty: Dirty::default(),
+            was_shown: HashSet::new(),
             claimed: 0,
             doomed: BTreeSet::new(),
             merge_possible: true,
@@ -254,7 +257,7 @@ impl State {
     fn add_catalog_page(&mut self) -> Result<()> {
         let first = self.slots.len() as u32;
         let index = first / PER_SLAB;
-        if first % PER_SLAB == 0 {
+        if first.is_multiple_of(PER_SLAB) {
             let slab = self.take_slab().ok_or_else(|| self.no_space())?;
             self.catalog_slabs.push(slab);
         }
@@ -477,15 +480,22 @@ impl State {
         let described = matches!(self.alloc.descriptor(view.slab), Some(Descriptor::Data { .. }));
         if view.d != 0 {
             if !described {
+                self.was_shown.remove(&view.slab);
                 self.describe(view.slab, Descriptor::Data { layer: layer.id, index: chunk.0, birth: layer.id });
             }
         } else {
             if described {
                 self.describe(view.slab, Descriptor::Free);
+                self.was_shown.insert(view.slab);
             }
             if entry.pending() == 0 {
                 entry.set_slab(SlabNo(0));
-                self.free_slab(view.slab);
+                if self.was_shown.remove(&view.slab) {
+                    self.free_slab(view.slab);
+                } else {
+                    // At once, so that a request that finds too few slabs leaves none in limbo and can fail.
+                    self.alloc.untake(view.slab);
+                }
             }
         }
     }

@@ -22,12 +22,6 @@ pub(crate) struct RawEntry {
     pub(crate) z: BlockMask,
 }
 
-impl Default for SlabNo {
-    fn default() -> Self {
-        SlabNo(0)
-    }
-}
-
 impl RawEntry {
     /// Encodes the entry of `chunk` of `layer`; `slab` must be below 2^40.
     pub(crate) fn encode(self, layer: LayerId, chunk: ChunkNo) -> [u8; LEN] {

@@ -154,7 +154,7 @@ pub(crate) fn peek_len(page: &[u8], link: Link) -> Option<usize> {
         return None;
     }
     let len = LENGTH.get(page) as usize;
-    (len >= PAGE_LEN && len <= MAX_LEN && len % PAGE_LEN == 0).then_some(len)
+    ((PAGE_LEN..=MAX_LEN).contains(&len) && len.is_multiple_of(PAGE_LEN)).then_some(len)
 }
 
 /// A whole record read back.

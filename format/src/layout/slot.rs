@@ -211,7 +211,7 @@ impl VolumeRecord {
             return Err(Bad::new("CAT-4", format!("name {name:?}"), "a volume name"));
         }
         let size = volume::SIZE_BYTES.get(b);
-        if size == 0 || size > MAX_VOLUME_LEN || size % MIN_IO_LEN != 0 {
+        if size == 0 || size > MAX_VOLUME_LEN || !size.is_multiple_of(MIN_IO_LEN) {
             return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
         }
         for field in [volume::FLAGS, volume::DURABILITY, volume::VERIFY] {
@@ -274,7 +274,7 @@ impl LayerRecord {
             }
         }
         let size = layer::SIZE_BYTES.get(b);
-        if size == 0 || size > MAX_VOLUME_LEN || size % MIN_IO_LEN != 0 {
+        if size == 0 || size > MAX_VOLUME_LEN || !size.is_multiple_of(MIN_IO_LEN) {
             return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
         }
         Ok(Self {

@@ -127,13 +127,13 @@ impl Superblock {
         let tail_offset = TAIL_OFFSET.get(b);
         let end = journal_offset.checked_add(journal_len);
         if journal_len == 0
-            || journal_len % SLAB_LEN != 0
-            || journal_offset % SLAB_LEN != 0
+            || !journal_len.is_multiple_of(SLAB_LEN)
+            || !journal_offset.is_multiple_of(SLAB_LEN)
             || end.is_none_or(|end| end > 1 << 40)
         {
             return Err(bad("JNL-1", journal_len, SLAB_LEN));
         }
-        if tail_offset >= journal_len || tail_offset % BLOCK_LEN != 0 {
+        if tail_offset >= journal_len || !tail_offset.is_multiple_of(BLOCK_LEN) {
             return Err(bad("JNL-1", tail_offset, journal_len));
         }
         let label = LABEL.get_str(b).ok_or_else(|| bad("CON-11", 1, 0))?;

@@ -162,7 +162,7 @@ impl Volume {
             return Err(Error::VolumeGone { name: self.name() });
         }
         let size = self.size();
-        if range.start > range.end || range.end > size || (range.start | range.end) % MIN_IO_LEN != 0 {
+        if range.start > range.end || range.end > size || !(range.start | range.end).is_multiple_of(MIN_IO_LEN) {
             return Err(Error::BadRange { start: range.start, end: range.end, size });
         }
         Ok(())

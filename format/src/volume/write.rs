@@ -192,7 +192,7 @@ impl Volume {
         Ok(Planned::Ready(ticket))
     }
 
-    fn ticket(&self) -> WriteTicket {
+    pub(super) fn ticket(&self) -> WriteTicket {
         WriteTicket {
             segments: SmallVec::new(),
             edges: SmallVec::new(),
@@ -202,24 +202,6 @@ impl Volume {
             shared: self.shared.clone(),
             core: self.core.clone(),
         }
-    }
-
-    /// Plans writing zeros over `range`, which no block boundary divides: the rest of its block stays as it is.
-    pub(super) fn plan_zero_edges(
-        &self,
-        ranges: &[Range<u64>],
-        state: &mut State,
-        waker: &Waker,
-    ) -> std::result::Result<WriteTicket, (NotReady, WriteTicket)> {
-        let mut ticket = self.ticket();
-        for range in ranges {
-            for piece in pieces(range.clone()) {
-                if let Err(why) = ticket.plan_piece(state, piece, waker) {
-                    return Err((why, ticket));
-                }
-            }
-        }
-        Ok(ticket)
     }
 }
 
@@ -241,7 +223,12 @@ impl WriteTicket {
     }
 
     /// Plans one piece under the engine lock: overwrites what the head has, claims the rest.
-    fn plan_piece(&mut self, state: &mut State, piece: Piece, waker: &Waker) -> std::result::Result<(), NotReady> {
+    pub(super) fn plan_piece(
+        &mut self,
+        state: &mut State,
+        piece: Piece,
+        waker: &Waker,
+    ) -> std::result::Result<(), NotReady> {
         let layer = self.writers.layer.clone();
         let blocks = piece.blocks();
         let Some(entry) = state.entry_for_change(&layer, piece.chunk)? else {

@@ -89,23 +89,26 @@ impl Volume {
             return Ok(Planned::Busy);
         }
         let head = self.core.head();
-        let outcome = self.zero_locked(&mut state, &head, kind, &edges, whole, waker);
+        let mut data = None;
+        let outcome = self.zero_locked(&mut state, &head, kind, &edges, whole, waker, &mut data);
         self.core.touch(&state);
         let urgent = state.space.wanted || state.dirty.journal_bytes() > state.ring.batch_limit();
-        // Tickets are dropped without the lock: they take it themselves.
         drop(state);
         if urgent {
             self.shared.call_for_work();
         }
+        // A ticket is dropped without the lock: it takes it itself.
         match outcome {
-            Ok(ticket) => Ok(Planned::Ready(ticket)),
-            Err((why, ticket)) => {
-                drop(ticket);
+            Ok(remaining) => Ok(Planned::Ready(ZeroTicket { data, remaining })),
+            Err(why) => {
+                drop(data);
                 why.into_planned()
             }
         }
     }
 
+    /// Plans the ends as data writes into `data`, zeroes whole blocks, and returns what remains of them.
+    #[expect(clippy::too_many_arguments, reason = "one call; the lock's guard and the ticket must outlive it")]
     fn zero_locked(
         &self,
         state: &mut State,
@@ -114,29 +117,20 @@ impl Volume {
         edges: &[Range<u64>],
         whole: Range<u64>,
         waker: &Waker,
-    ) -> std::result::Result<ZeroTicket, (NotReady, Option<WriteTicket>)> {
-        let mut to_write = Vec::new();
+        data: &mut Option<WriteTicket>,
+    ) -> std::result::Result<Option<Range<u64>>, NotReady> {
         if kind == ZeroKind::WriteZeroes {
             for edge in edges {
                 for piece in pieces(edge.clone()) {
-                    if reads_zero(head, piece.chunk, piece.blocks()).map_err(|why| (why, None))? != piece.blocks()
+                    if reads_zero(head, piece.chunk, piece.blocks())? != piece.blocks()
                         || pending(head, piece.chunk) & piece.blocks() != 0
                     {
-                        to_write.push(edge.clone());
+                        data.get_or_insert_with(|| self.ticket()).plan_piece(state, piece, waker)?;
                     }
                 }
             }
         }
-        let data = if to_write.is_empty() {
-            None
-        } else {
-            let planned = self.plan_zero_edges(&to_write, state, waker);
-            Some(planned.map_err(|(why, ticket)| (why, Some(ticket)))?)
-        };
-        match zero_blocks(state, head, whole, waker) {
-            Ok(remaining) => Ok(ZeroTicket { data, remaining }),
-            Err(why) => Err((why, data)),
-        }
+        zero_blocks(state, head, whole, waker)
     }
 }
 
@@ -155,8 +149,8 @@ fn zero_blocks(
             return Ok(Some(at..whole.end));
         }
         let table_end = (at / TABLE_SPAN + 1) * TABLE_SPAN;
-        let covers_table =
-            at % TABLE_SPAN == 0 && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
+        let covers_table = at.is_multiple_of(TABLE_SPAN)
+            && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
         if covers_table {
             if !zero_untouched_table(state, head, at) {
                 return Err(out_of_space(state, waker));
@@ -239,6 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
     fn edges_are_the_parts_of_blocks() {
         assert_eq!(split_edges(&(0..8192)), (vec![], 0..8192));
         assert_eq!(split_edges(&(512..1024)).0, [512..1024]);

@@ -3,6 +3,7 @@
 //! A sector's value is a stamp, unique to the write that wrote it and to the place; a sector that shows a stamp which was
 //! never written there has leaked.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(unreachable_pub, dead_code, reason = "every test file uses its part of this")]
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,0 +1,215 @@
+//! What the user asks for: exports and program options, as parsed from the command line or the control socket.
+//!
+//! Invariant: an [`ExportConfig`] that exists is well-formed (names not empty, queue count in range); whether its volume
+//! and socket folder exist is found out by the daemon. Does not: open anything.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Most queues an export may have; also the number it serves when nothing is said.
+pub(crate) const MAX_QUEUES: u16 = 64;
+
+/// Whether a guest may change the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The guest reads and writes.
+    ReadWrite,
+    /// The guest only reads; writes fail with an I/O error.
+    ReadOnly,
+}
+
+/// Where the front end connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SocketSource {
+    /// Listen on a socket made at this path.
+    Path(PathBuf),
+    /// Use this inherited descriptor: a listening or an already connected socket.
+    Fd(RawFd),
+}
+
+impl SocketSource {
+    /// The path, if there is one.
+    pub(crate) fn path(&self) -> Option<&PathBuf> {
+        match self {
+            SocketSource::Path(path) => Some(path),
+            SocketSource::Fd(_) => None,
+        }
+    }
+}
+
+/// One volume served on one socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExportConfig {
+    /// Unique among the daemon's exports; the volume's name when nothing is said.
+    pub(crate) id: String,
+    /// Name of the volume.
+    pub(crate) volume: String,
+    /// Where the front end connects.
+    pub(crate) socket: SocketSource,
+    /// Whether the guest may write.
+    pub(crate) access: Access,
+    /// Most queues the guest may use, `1..=MAX_QUEUES`.
+    pub(crate) num_queues: u16,
+}
+
+/// Why an export option cannot be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A part that is not `key=value`.
+    #[error("'{part}' in --export is not KEY=VALUE; the keys are volume, socket, id, readonly, num-queues")]
+    NotKeyValue {
+        /// The part.
+        part: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key '{key}' in --export; the keys are volume, socket, id, readonly, num-queues")]
+    UnknownKey {
+        /// The key.
+        key: String,
+    },
+    /// A key given twice.
+    #[error("key '{key}' is given twice in one --export")]
+    Twice {
+        /// The key.
+        key: String,
+    },
+    /// A key that must be there.
+    #[error("--export needs {key}=...")]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// A value that is not one of those allowed.
+    #[error("'{value}' is not a value for {key}; use {allowed}")]
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        allowed: &'static str,
+    },
+}
+
+impl FromStr for ExportConfig {
+    type Err = ConfigError;
+
+    /// Parses `volume=NAME,socket=PATH[,id=ID][,readonly=on|off][,num-queues=N]`; a comma in a value is doubled.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (mut volume, mut socket, mut id, mut access, mut num_queues) = (None, None, None, None, None);
+        for part in split_at_commas(text) {
+            let Some((key, value)) = part.split_once('=') else {
+                return Err(ConfigError::NotKeyValue { part });
+            };
+            match key {
+                "volume" => set_once(&mut volume, key, not_empty("volume", value)?)?,
+                "socket" => set_once(&mut socket, key, PathBuf::from(not_empty("socket", value)?))?,
+                "id" => set_once(&mut id, key, not_empty("id", value)?)?,
+                "readonly" => set_once(&mut access, key, parse_readonly(value)?)?,
+                "num-queues" => set_once(&mut num_queues, key, parse_num_queues(value)?)?,
+                _ => return Err(ConfigError::UnknownKey { key: key.to_owned() }),
+            }
+        }
+        let volume = volume.ok_or(ConfigError::Missing { key: "volume" })?;
+        Ok(ExportConfig {
+            id: id.unwrap_or_else(|| volume.clone()),
+            volume,
+            socket: SocketSource::Path(socket.ok_or(ConfigError::Missing { key: "socket" })?),
+            access: access.unwrap_or(Access::ReadWrite),
+            num_queues: num_queues.unwrap_or(MAX_QUEUES),
+        })
+    }
+}
+
+/// Splits at single commas; a doubled comma stands for one.
+fn split_at_commas(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    parts
+}
+
+fn set_once<T>(slot: &mut Option<T>, key: &str, value: T) -> Result<(), ConfigError> {
+    if slot.is_some() {
+        return Err(ConfigError::Twice { key: key.to_owned() });
+    }
+    *slot = Some(value);
+    Ok(())
+}
+
+fn not_empty(key: &'static str, value: &str) -> Result<String, ConfigError> {
+    if value.is_empty() {
+        return Err(ConfigError::BadValue { key, value: String::new(), allowed: "at least one character" });
+    }
+    Ok(value.to_owned())
+}
+
+fn parse_readonly(value: &str) -> Result<Access, ConfigError> {
+    match value {
+        "on" => Ok(Access::ReadOnly),
+        "off" => Ok(Access::ReadWrite),
+        _ => Err(ConfigError::BadValue { key: "readonly", value: value.to_owned(), allowed: "on or off" }),
+    }
+}
+
+fn parse_num_queues(value: &str) -> Result<u16, ConfigError> {
+    match value.parse() {
+        Ok(count) if (1..=MAX_QUEUES).contains(&count) => Ok(count),
+        _ => {
+            Err(ConfigError::BadValue { key: "num-queues", value: value.to_owned(), allowed: "a number from 1 to 64" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_export_is_understood() {
+        let config: ExportConfig = "volume=ci-1,socket=/run/a,,b.sock,id=x,readonly=on,num-queues=4".parse().unwrap();
+        assert_eq!(
+            config,
+            ExportConfig {
+                id: "x".into(),
+                volume: "ci-1".into(),
+                socket: SocketSource::Path("/run/a,b.sock".into()),
+                access: Access::ReadOnly,
+                num_queues: 4,
+            }
+        );
+    }
+
+    #[test]
+    fn defaults_are_volume_name_read_write_and_most_queues() {
+        let config: ExportConfig = "socket=s,volume=v".parse().unwrap();
+        assert_eq!((config.id.as_str(), config.access, config.num_queues), ("v", Access::ReadWrite, MAX_QUEUES));
+    }
+
+    #[test]
+    fn bad_exports_are_refused_with_a_reason() {
+        for (text, part) in [
+            ("volume=v", "needs socket="),
+            ("socket=s", "needs volume="),
+            ("", "not KEY=VALUE"),
+            ("volume=v,socket=s,", "not KEY=VALUE"),
+            ("volume=v,socket=s,readonly", "not KEY=VALUE"),
+            ("volume=v,socket=s,readonly=yes", "use on or off"),
+            ("volume=v,volume=w,socket=s", "given twice"),
+            ("volume=,socket=s", "at least one character"),
+            ("volume=v,socket=s,num-queues=0", "from 1 to 64"),
+            ("volume=v,socket=s,num-queues=65", "from 1 to 64"),
+            ("volume=v,socket=s,size=3", "unknown key 'size'"),
+        ] {
+            let error = text.parse::<ExportConfig>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

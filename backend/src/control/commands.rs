@@ -1,0 +1,305 @@
+//! The commands of the control socket: name, arguments, order to the daemon, result.
+//!
+//! Role: one table of all commands, which `query-commands` prints, so that only what works is advertised (CTL-30).
+//! Invariant: a command runs only while the gate is open, and its reply and events are made after the daemon has
+//! done the order. It does not know sessions or sockets.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use pitstop_format::VolumeInfo;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::args::Args;
+use super::hub::Hub;
+use super::protocol::{ErrorClass, Failure, Request, version};
+use super::target::{Refusal, RefusalKind, Target};
+use crate::config::{Access, ExportConfig, MAX_QUEUES, SocketSource};
+use crate::daemon::WhenConnected;
+
+/// Longest id of an export in bytes.
+const EXPORT_ID_LIMIT_BYTES: usize = 127;
+
+/// What every command may use.
+pub(super) struct Context {
+    target: Arc<dyn Target>,
+    hub: Arc<Hub>,
+    /// Held for reading while a command runs.
+    gate: RwLock<()>,
+    /// The daemon is ending: no command begins any more.
+    closed: AtomicBool,
+    /// Whether a client, not a signal, asked for the end.
+    quit_by_client: AtomicBool,
+}
+
+/// What a command leads to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Done {
+    /// Send this result.
+    Return(Value),
+    /// Send an empty result, then ask the daemon to end.
+    Quit,
+}
+
+type Handler = fn(&Context, Args) -> Result<Done, Failure>;
+
+/// Every command, in alphabetical order.
+const COMMANDS: [(&str, Handler); 15] = [
+    ("block-export-add", block_export_add),
+    ("block-export-del", block_export_del),
+    ("qmp_capabilities", already_negotiated),
+    ("query-block-exports", query_block_exports),
+    ("query-commands", query_commands),
+    ("query-version", query_version),
+    ("quit", quit),
+    ("x-pitstop-query-container", query_container),
+    ("x-pitstop-query-layers", query_layers),
+    ("x-pitstop-query-volumes", query_volumes),
+    ("x-pitstop-refresh", refresh),
+    ("x-pitstop-snapshot", snapshot),
+    ("x-pitstop-volume-create", volume_create),
+    ("x-pitstop-volume-delete", volume_delete),
+    ("x-pitstop-volume-rename", volume_rename),
+];
+
+impl Context {
+    /// Commands for `target`, whose events go to `hub`.
+    pub(super) fn new(target: Arc<dyn Target>, hub: Arc<Hub>) -> Self {
+        Self {
+            target,
+            hub,
+            gate: RwLock::new(()),
+            closed: AtomicBool::new(false),
+            quit_by_client: AtomicBool::new(false),
+        }
+    }
+
+    /// Runs a command of a session that has negotiated.
+    pub(super) fn run(&self, request: Request) -> Result<Done, Failure> {
+        let Some((_, handler)) = COMMANDS.iter().find(|(name, _)| *name == request.command) else {
+            return Err(Failure::command_not_found(format!("The command {} has not been found", request.command)));
+        };
+        let _running = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Failure::generic("the daemon is shutting down"));
+        }
+        handler(self, Args::new(request.arguments))
+    }
+
+    /// Refuses later commands and waits for those under way. The order matters: a command that found the gate open
+    /// holds it before the waiting begins.
+    pub(super) fn close_gate(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(self.gate.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Asks the daemon to end, for a client whose `quit` has been answered.
+    pub(super) fn quit(&self) {
+        self.quit_by_client.store(true, Ordering::Release);
+        self.target.request_shutdown();
+    }
+
+    /// The member `reason` of event SHUTDOWN.
+    pub(super) fn shutdown_reason(&self) -> &'static str {
+        if self.quit_by_client.load(Ordering::Acquire) { "host-qmp-quit" } else { "host-signal" }
+    }
+}
+
+/// Checks the arguments of the `qmp_capabilities` that ends the negotiation (CTL-5).
+pub(super) fn negotiate(request: Request) -> Result<(), Failure> {
+    if request.command != "qmp_capabilities" {
+        let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
+        return Err(Failure::command_not_found(desc));
+    }
+    let mut args = Args::new(request.arguments);
+    let wanted = args.optional_array("enable")?.unwrap_or_default();
+    args.finish()?;
+    match wanted.first() {
+        None => Ok(()),
+        Some(Value::String(name)) => Err(Failure::generic(format!("Capability '{name}' is not available"))),
+        Some(_) => Err(Failure::generic("Invalid parameter type for 'enable[0]', expected: string")),
+    }
+}
+
+fn already_negotiated(_: &Context, _: Args) -> Result<Done, Failure> {
+    Err(Failure::command_not_found("Capabilities negotiation is already complete, command ignored"))
+}
+
+fn query_version(_: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    Ok(Done::Return(version()))
+}
+
+fn query_commands(_: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    Ok(Done::Return(COMMANDS.iter().map(|(name, _)| json!({"name": name})).collect()))
+}
+
+fn quit(_: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    Ok(Done::Quit)
+}
+
+fn query_block_exports(context: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    let exports = context.target.exports().into_iter().map(|export| {
+        json!({
+            "id": export.id,
+            "type": "vhost-user-blk",
+            "node-name": export.volume,
+            "shutting-down": false, // an export that ends is not listed any more
+            "x-pitstop-connected": export.connected,
+            "x-pitstop-writable": export.writable,
+            "x-pitstop-num-queues": export.num_queues,
+            "x-pitstop-socket": export.socket.map(|path| path.to_string_lossy().into_owned()),
+        })
+    });
+    Ok(Done::Return(exports.collect()))
+}
+
+fn block_export_add(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    args.choice("type", &[("vhost-user-blk", ())])?;
+    let id = args.string("id")?;
+    let volume = args.string("node-name")?;
+    let writable = args.optional_bool("writable")?.unwrap_or(false);
+    let mut addr = args.object("addr")?;
+    addr.choice("type", &[("unix", ())])?;
+    let path = addr.string("path")?;
+    addr.finish()?;
+    let num_queues = args.optional_u16("num-queues")?.unwrap_or(MAX_QUEUES);
+    args.finish()?;
+    if id.is_empty() || id.len() > EXPORT_ID_LIMIT_BYTES || id.chars().any(char::is_control) {
+        return Err(Failure::generic("Invalid block export id"));
+    }
+    if path.is_empty() {
+        return Err(Failure::generic("Parameter 'addr.path' is empty; name the socket to create"));
+    }
+    if num_queues == 0 {
+        return Err(Failure::generic("num-queues must be greater than 0"));
+    }
+    let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+    let config = ExportConfig { id, volume, socket: SocketSource::Path(path.into()), access, num_queues };
+    context.target.add_export(config).map_err(as_generic)?;
+    Ok(nothing())
+}
+
+fn block_export_del(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    let mode = args.optional_choice("mode", &[("safe", WhenConnected::Refuse), ("hard", WhenConnected::Force)])?;
+    args.finish()?;
+    context.target.remove_export(&id, mode.unwrap_or(WhenConnected::Refuse)).map_err(as_generic)?;
+    Ok(nothing())
+}
+
+fn query_container(context: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    let container = context.target.container();
+    let mut info = to_value(&container.info())?;
+    if let (Some(why), Some(members)) = (container.failure(), info.as_object_mut()) {
+        members.insert("failure".to_owned(), why.into());
+    }
+    Ok(Done::Return(info))
+}
+
+fn query_layers(context: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    Ok(Done::Return(to_value(&context.target.container().layers())?))
+}
+
+fn query_volumes(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.optional_string("name")?;
+    args.finish()?;
+    let container = context.target.container();
+    let mut volumes = container.volumes();
+    if let Some(name) = name {
+        volumes.retain(|volume| volume.name == name);
+        if volumes.is_empty() {
+            return Err(as_typed(Refusal::no_such_volume(name)));
+        }
+    }
+    Ok(Done::Return(to_value(&volumes)?))
+}
+
+fn volume_create(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let size = args.u64("size")?;
+    args.finish()?;
+    let volume = context.target.create_volume(&name, size).map_err(as_typed)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_CREATED", json!({"name": volume.name}));
+    Ok(Done::Return(json!({"volume": to_value(&volume)?})))
+}
+
+fn volume_delete(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    args.finish()?;
+    context.target.delete_volume(&name).map_err(as_typed)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_DELETED", json!({"name": name}));
+    Ok(nothing())
+}
+
+fn volume_rename(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let new_name = args.string("new-name")?;
+    args.finish()?;
+    context.target.rename_volume(&name, &new_name).map_err(as_typed)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_RENAMED", json!({"name": name, "new-name": new_name}));
+    Ok(nothing())
+}
+
+fn snapshot(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let source = args.string("source")?;
+    let name = args.string("name")?;
+    args.finish()?;
+    let started = Instant::now();
+    let volume = context.target.snapshot(&source, &name).map_err(as_typed)?;
+    let result = timed(&volume, started)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_CREATED", json!({"name": volume.name, "source": source}));
+    Ok(Done::Return(result))
+}
+
+fn refresh(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let source = args.string("source")?;
+    let force = args.optional_bool("force")?.unwrap_or(false);
+    args.finish()?;
+    let when_connected = if force { WhenConnected::Force } else { WhenConnected::Refuse };
+    let started = Instant::now();
+    let volume = context.target.refresh(&name, &source, when_connected).map_err(as_typed)?;
+    let result = timed(&volume, started)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_REFRESHED", json!({"name": volume.name, "source": source}));
+    Ok(Done::Return(result))
+}
+
+/// The result of a point-in-time command: the volume as it is now, and how long the daemon took.
+fn timed(volume: &VolumeInfo, started: Instant) -> Result<Value, Failure> {
+    let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Ok(json!({"volume": to_value(volume)?, "elapsed-us": elapsed_us}))
+}
+
+fn nothing() -> Done {
+    Done::Return(json!({}))
+}
+
+fn to_value<T: Serialize>(value: &T) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::generic(format!("cannot print the result: {error}")))
+}
+
+/// Commands that QEMU has too fail with the class that QEMU uses.
+fn as_generic(refusal: Refusal) -> Failure {
+    Failure::generic(refusal.text)
+}
+
+/// Commands of ours tell programs whether the thing named is missing (CTL-20).
+fn as_typed(refusal: Refusal) -> Failure {
+    let class = match refusal.kind {
+        RefusalKind::NotFound => ErrorClass::DeviceNotFound,
+        RefusalKind::Other => ErrorClass::Generic,
+    };
+    Failure { class, desc: refusal.text }
+}
+
+#[cfg(test)]
+#[path = "tests/commands.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+//! The control server: accepts clients, passes the daemon's events on, ends in good order.
+//!
+//! Invariant: nothing a client does or leaves undone blocks accepting, other clients, or the end of the daemon.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::commands::Context;
+use super::hub::{CLIENT_LIMIT, Full, Hub};
+use super::listen::{self, ListenError, SocketFile};
+use super::protocol::Failure;
+use super::session::{self, Link};
+use super::target::Target;
+use crate::daemon::Event;
+
+/// How long clients have to take their last messages when the server ends.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the forwarder of events looks whether the server ends while nothing happens; the daemon's event of its
+/// end comes before, except when it was asked to end before the server started.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks once the daemon is shutting down.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Pause after a failed accept, for instance without free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A running control server. Dropping it ends it.
+pub(crate) struct ControlServer {
+    context: Arc<Context>,
+    target: Arc<dyn Target>,
+    hub: Arc<Hub>,
+    stopping: Arc<AtomicBool>,
+    /// The listening socket again, to wake the accepting thread.
+    waker: UnixStream,
+    acceptor: Option<JoinHandle<()>>,
+    forwarder: Option<JoinHandle<()>>,
+    /// Removes the socket's file.
+    file: Option<SocketFile>,
+}
+
+impl std::fmt::Debug for ControlServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlServer").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl ControlServer {
+    /// Listens at `path` and serves `target`. When this returns, clients can connect.
+    pub(crate) fn start(path: &Path, target: Arc<dyn Target>) -> Result<Self, ListenError> {
+        let events = target.subscribe();
+        let (listener, file) = listen::listen(path)?;
+        let waker: OwnedFd = listener.try_clone().map_err(ListenError::Thread)?.into();
+        let hub = Arc::new(Hub::default());
+        let context = Arc::new(Context::new(Arc::clone(&target), Arc::clone(&hub)));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut server = ControlServer {
+            context: Arc::clone(&context),
+            target,
+            hub: Arc::clone(&hub),
+            stopping: Arc::clone(&stopping),
+            waker: UnixStream::from(waker),
+            acceptor: None,
+            forwarder: None,
+            file: Some(file),
+        };
+        let accepting =
+            Acceptor { context: Arc::clone(&context), hub: Arc::clone(&hub), stopping: Arc::clone(&stopping) };
+        let acceptor = thread::Builder::new().name("qmp-accept".to_owned()).spawn(move || accepting.run(&listener));
+        server.acceptor = Some(acceptor.map_err(ListenError::Thread)?);
+        let forwarding = Forwarder { context, hub, stopping };
+        let forwarder = thread::Builder::new().name("qmp-events".to_owned()).spawn(move || forwarding.run(&events));
+        server.forwarder = Some(forwarder.map_err(ListenError::Thread)?);
+        Ok(server)
+    }
+
+    /// Waits for the commands under way and refuses later ones. Events still flow. Call this before the exports are
+    /// stopped and the container is closed.
+    pub(crate) fn refuse_commands(&self) {
+        self.context.close_gate();
+    }
+
+    /// Sends what waits, the daemon's last events included, ends every session and removes the socket.
+    pub(crate) fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.context.close_gate();
+        self.target.request_shutdown(); // wakes the forwarder, if nobody has yet
+        self.stopping.store(true, Ordering::Release);
+        if let Err(error) = self.waker.shutdown(Shutdown::Both) {
+            log::warn!("cannot shut down the control socket: {error}");
+        }
+        for thread in [self.acceptor.take(), self.forwarder.take()].into_iter().flatten() {
+            if thread.join().is_err() {
+                log::error!("a thread of the control server panicked");
+            }
+        }
+        self.hub.close(LAST_WORDS_PATIENCE);
+        self.file = None;
+    }
+}
+
+/// The thread that accepts clients.
+struct Acceptor {
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Acceptor {
+    fn run(self, listener: &UnixListener) {
+        let mut number = 0;
+        loop {
+            let accepted = listener.accept();
+            if self.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            match accepted {
+                Ok((stream, _)) => {
+                    number += 1;
+                    self.admit(number, stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::warn!("accepting a control client failed: {error}");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn admit(&self, number: u64, stream: UnixStream) {
+        let link = Arc::new(Link::new(number, stream));
+        match self.hub.add(&link) {
+            Ok(()) => {}
+            Err(Full::Ending) => return,
+            Err(Full::TooManyClients) => {
+                log::warn!("refusing control client {number}: {CLIENT_LIMIT} are connected");
+                link.refuse(Failure::generic(format!(
+                    "{CLIENT_LIMIT} control clients are connected, which is the limit; close one and connect again"
+                )));
+                return;
+            }
+        }
+        if let Err(error) = session::spawn(link, Arc::clone(&self.context), Arc::clone(&self.hub)) {
+            log::warn!("cannot serve control client {number}: {error}");
+        }
+    }
+}
+
+/// The thread that passes the daemon's events on.
+struct Forwarder {
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Forwarder {
+    fn run(self, events: &Receiver<Event>) {
+        let mut interval = IDLE_CHECK_INTERVAL;
+        loop {
+            // Read before the wait: the daemon's last events are sent before `stopping` is set, so none is missed.
+            let stopping = self.stopping.load(Ordering::Acquire);
+            match events.recv_timeout(interval) {
+                Ok(event) => {
+                    if event == Event::Shutdown {
+                        interval = STOP_CHECK_INTERVAL;
+                    }
+                    self.forward(event);
+                }
+                Err(RecvTimeoutError::Timeout) if !stopping => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn forward(&self, event: Event) {
+        match event {
+            Event::ExportAdded { id } => self.hub.broadcast("X_PITSTOP_BLOCK_EXPORT_ADDED", json!({"id": id})),
+            Event::ExportDeleted { id } => self.hub.broadcast("BLOCK_EXPORT_DELETED", json!({"id": id})),
+            Event::Shutdown => {
+                let reason = self.context.shutdown_reason();
+                self.hub.broadcast("SHUTDOWN", json!({"guest": false, "reason": reason}));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/server.rs"]
+mod tests;

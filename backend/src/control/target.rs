@@ -1,0 +1,122 @@
+//! What the control socket needs of the daemon.
+//!
+//! Role: the one seam between the QMP layer and the rest of the program, so that the layer runs in tests without a
+//! guest. Invariant: every method may be called from any thread, and what it changed is durable when it returns.
+
+use std::sync::mpsc::Receiver;
+
+use pitstop_format::{Container, VolumeInfo};
+
+use crate::config::ExportConfig;
+use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
+
+/// Why the daemon refused an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// What is the matter.
+    pub(crate) kind: RefusalKind,
+    /// The error's text, unchanged.
+    pub(crate) text: String,
+}
+
+/// What a program may want to know about a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RefusalKind {
+    /// The volume or export does not exist.
+    NotFound,
+    /// Anything else.
+    Other,
+}
+
+/// Result of an order.
+pub(crate) type Result<T> = std::result::Result<T, Refusal>;
+
+/// The daemon, as the control socket sees it.
+pub(crate) trait Target: Send + Sync {
+    /// The container that is served; used for questions only.
+    fn container(&self) -> &Container;
+    /// All exports.
+    fn exports(&self) -> Vec<ExportStatus>;
+    /// Starts serving a volume; when this returns, its socket accepts connections.
+    fn add_export(&self, config: ExportConfig) -> Result<()>;
+    /// Stops serving.
+    fn remove_export(&self, id: &str, when_connected: WhenConnected) -> Result<()>;
+    /// Creates a volume that reads as zeros.
+    fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo>;
+    /// Deletes a volume.
+    fn delete_volume(&self, name: &str) -> Result<()>;
+    /// Gives a volume another name.
+    fn rename_volume(&self, name: &str, new_name: &str) -> Result<()>;
+    /// Makes a new volume that is a copy of `source` as it is now.
+    fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo>;
+    /// Makes `target` a copy of `source` as it is now.
+    fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo>;
+    /// Asks the daemon to end; returns at once, and [`Event::Shutdown`] goes to the subscribers.
+    fn request_shutdown(&self);
+    /// Every event from now on.
+    fn subscribe(&self) -> Receiver<Event>;
+}
+
+impl Refusal {
+    /// The refusal that every order gives for a volume that does not exist.
+    pub(crate) fn no_such_volume(name: String) -> Self {
+        DaemonError::Format(pitstop_format::Error::NoSuchVolume { name }).into()
+    }
+}
+
+impl From<DaemonError> for Refusal {
+    fn from(error: DaemonError) -> Self {
+        let not_found = matches!(
+            error,
+            DaemonError::NoSuchExport { .. } | DaemonError::Format(pitstop_format::Error::NoSuchVolume { .. })
+        );
+        let kind = if not_found { RefusalKind::NotFound } else { RefusalKind::Other };
+        Refusal { kind, text: error.to_string() }
+    }
+}
+
+impl Target for Daemon {
+    fn container(&self) -> &Container {
+        self.container()
+    }
+
+    fn exports(&self) -> Vec<ExportStatus> {
+        self.exports()
+    }
+
+    fn add_export(&self, config: ExportConfig) -> Result<()> {
+        Ok(self.add_export(config)?)
+    }
+
+    fn remove_export(&self, id: &str, when_connected: WhenConnected) -> Result<()> {
+        Ok(self.remove_export(id, when_connected)?)
+    }
+
+    fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
+        Ok(self.create_volume(name, size_bytes)?)
+    }
+
+    fn delete_volume(&self, name: &str) -> Result<()> {
+        Ok(self.delete_volume(name)?)
+    }
+
+    fn rename_volume(&self, name: &str, new_name: &str) -> Result<()> {
+        Ok(self.rename_volume(name, new_name)?)
+    }
+
+    fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
+        Ok(self.snapshot(source, new_name)?)
+    }
+
+    fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        Ok(self.refresh(target, source, when_connected)?)
+    }
+
+    fn request_shutdown(&self) {
+        self.request_shutdown();
+    }
+
+    fn subscribe(&self) -> Receiver<Event> {
+        self.subscribe()
+    }
+}

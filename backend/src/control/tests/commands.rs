@@ -1,0 +1,310 @@
+//! Tests of the commands on a fake daemon: CTL-5, CTL-7, CTL-17 to CTL-21, CTL-30 to CTL-45.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::super::fake::{FakeTarget, GOLDEN_BYTES};
+use super::super::hub::Hub;
+use super::super::protocol::{ErrorClass, Failure, Request};
+use super::{COMMANDS, Context, Done, negotiate};
+
+struct Bench {
+    context: Context,
+    target: Arc<FakeTarget>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let target = FakeTarget::new();
+        Bench { context: Context::new(target.clone(), Arc::new(Hub::default())), target }
+    }
+
+    fn run(&self, command: &str, arguments: Value) -> Result<Value, Failure> {
+        match self.context.run(request(command, arguments))? {
+            Done::Return(value) => Ok(value),
+            Done::Quit => panic!("unexpected quit"),
+        }
+    }
+
+    fn fails(&self, command: &str, arguments: Value) -> Failure {
+        self.run(command, arguments).unwrap_err()
+    }
+
+    fn volume_names(&self) -> Vec<String> {
+        let volumes = self.run("x-pitstop-query-volumes", json!({})).unwrap();
+        volumes.as_array().unwrap().iter().map(|volume| volume["name"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+fn request(command: &str, arguments: Value) -> Request {
+    let Value::Object(arguments) = arguments else { panic!("arguments must be an object") };
+    Request { command: command.to_owned(), arguments }
+}
+
+fn add_arguments(id: &str) -> Value {
+    json!({"type": "vhost-user-blk", "id": id, "node-name": "golden", "addr": {"type": "unix", "path": "/run/x.sock"}})
+}
+
+/// `base` with the members of `more` set, or removed where null.
+fn with(mut base: Value, more: Value) -> Value {
+    for (name, value) in more.as_object().unwrap() {
+        if value.is_null() {
+            base.as_object_mut().unwrap().remove(name);
+        } else {
+            base[name] = value.clone();
+        }
+    }
+    base
+}
+
+/// CTL-5
+#[test]
+fn negotiation_comes_first() {
+    let failure = negotiate(request("query-version", json!({}))).unwrap_err();
+    let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
+    assert_eq!(failure, Failure::command_not_found(desc));
+    assert_eq!(negotiate(request("qmp_capabilities", json!({}))), Ok(()));
+    assert_eq!(negotiate(request("qmp_capabilities", json!({"enable": []}))), Ok(()));
+    for bad in [json!({"enable": ["oob"]}), json!({"enable": [1]}), json!({"enable": 1}), json!({"x": 1})] {
+        assert_eq!(negotiate(request("qmp_capabilities", bad)).unwrap_err().class, ErrorClass::Generic);
+    }
+}
+
+/// CTL-7
+#[test]
+fn a_second_negotiation_is_refused() {
+    let desc = "Capabilities negotiation is already complete, command ignored";
+    assert_eq!(Bench::new().fails("qmp_capabilities", json!({})), Failure::command_not_found(desc));
+}
+
+/// CTL-18
+#[test]
+fn an_unknown_command_is_named() {
+    let failure = Bench::new().fails("foo", json!({}));
+    assert_eq!(failure, Failure::command_not_found("The command foo has not been found"));
+}
+
+/// CTL-30
+#[test]
+fn query_commands_lists_every_command_in_order() {
+    let listed = Bench::new().run("query-commands", json!({})).unwrap();
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+    assert_eq!(names, COMMANDS.map(|(name, _)| name));
+    assert!(names.is_sorted());
+    for word in ["snapshot", "refresh", "delete", "volumes"] {
+        assert!(names.iter().any(|name| name.contains(word)), "{word}");
+    }
+}
+
+/// CTL-30: what the specification lists and what the program lists are the same.
+#[test]
+fn the_specification_lists_the_same_commands() {
+    let spec = include_str!("../../../../spec/control.md");
+    for (name, _) in COMMANDS {
+        assert!(spec.contains(&format!("| `{name}` |")), "spec/control.md has no table row for {name}");
+    }
+    let rows = spec.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for name in rows.filter(|name| name.contains(['-', '_']) || *name == "quit").filter(|name| !name.contains("_PIT")) {
+        let is_event = name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        assert!(is_event || COMMANDS.iter().any(|(known, _)| *known == name), "{name} is specified but unknown");
+    }
+}
+
+/// CTL-17: the texts are those of qemu-storage-daemon 10.0.
+#[test]
+fn bad_arguments_are_named_as_qemu_does() {
+    let bench = Bench::new();
+    let with = |more| with(add_arguments("a"), more);
+    for (arguments, desc) in [
+        (json!({}), "Parameter 'type' is missing"),
+        (with(json!({"type": "foo"})), "Parameter 'type' does not accept value 'foo'"),
+        (with(json!({"type": "nbd"})), "Parameter 'type' does not accept value 'nbd'"),
+        (with(json!({"id": null})), "Parameter 'id' is missing"),
+        (with(json!({"id": 3})), "Invalid parameter type for 'id', expected: string"),
+        (with(json!({"id": ""})), "Invalid block export id"),
+        (with(json!({"id": "a\u{0}"})), "Invalid block export id"),
+        (with(json!({"id": "x".repeat(128)})), "Invalid block export id"),
+        (with(json!({"node-name": null})), "Parameter 'node-name' is missing"),
+        (with(json!({"writable": 1})), "Invalid parameter type for 'writable', expected: boolean"),
+        (with(json!({"addr": null})), "Parameter 'addr' is missing"),
+        (with(json!({"addr": "x"})), "Invalid parameter type for 'addr', expected: object"),
+        (with(json!({"addr": {"path": "x"}})), "Parameter 'addr.type' is missing"),
+        (with(json!({"addr": {"type": "fd"}})), "Parameter 'addr.type' does not accept value 'fd'"),
+        (with(json!({"addr": {"type": "unix"}})), "Parameter 'addr.path' is missing"),
+        (with(json!({"addr": {"type": "unix", "path": "x", "q": 1}})), "Parameter 'addr.q' is unexpected"),
+        (with(json!({"num-queues": 0})), "num-queues must be greater than 0"),
+        (with(json!({"num-queues": -1})), "Parameter 'num-queues' expects uint16_t"),
+        (with(json!({"num-queues": 1.5})), "Parameter 'num-queues' expects uint16_t"),
+        (with(json!({"num-queues": 70000})), "Parameter 'num-queues' expects uint16_t"),
+        (with(json!({"num-queues": "1"})), "Parameter 'num-queues' expects uint64"),
+        (with(json!({"foo": 1})), "Parameter 'foo' is unexpected"),
+    ] {
+        assert_eq!(bench.fails("block-export-add", arguments.clone()), Failure::generic(desc), "{arguments}");
+    }
+    assert!(bench.target_exports().is_empty());
+}
+
+impl Bench {
+    fn target_exports(&self) -> Vec<Value> {
+        self.run("query-block-exports", json!({})).unwrap().as_array().unwrap().clone()
+    }
+}
+
+/// CTL-17
+#[test]
+fn every_command_refuses_an_unexpected_argument() {
+    let bench = Bench::new();
+    for (name, _) in COMMANDS.iter().filter(|(name, _)| *name != "qmp_capabilities") {
+        let required = match *name {
+            "block-export-add" => add_arguments("a"),
+            "block-export-del" => json!({"id": "a"}),
+            "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
+            "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
+            "x-pitstop-volume-delete" => json!({"name": "golden"}),
+            "x-pitstop-volume-rename" => json!({"name": "golden", "new-name": "n"}),
+            _ => json!({}),
+        };
+        let failure = bench.context.run(request(name, with(required, json!({"zz": 1})))).unwrap_err();
+        assert_eq!(failure, Failure::generic("Parameter 'zz' is unexpected"), "{name}");
+    }
+    assert_eq!(bench.volume_names(), ["golden"]);
+}
+
+/// CTL-32 to CTL-34
+#[test]
+fn exports_are_added_listed_and_deleted() {
+    let bench = Bench::new();
+    assert_eq!(bench.run("block-export-add", add_arguments("a")), Ok(json!({})));
+    let arguments = with(add_arguments("busy"), json!({"writable": true, "num-queues": 3}));
+    assert_eq!(bench.run("block-export-add", arguments), Ok(json!({})));
+    let exports = bench.target_exports();
+    assert_eq!(
+        exports[0],
+        json!({
+            "id": "a", "type": "vhost-user-blk", "node-name": "golden", "shutting-down": false,
+            "x-pitstop-connected": false, "x-pitstop-writable": false, "x-pitstop-num-queues": 64,
+            "x-pitstop-socket": "/run/x.sock",
+        })
+    );
+    assert_eq!(exports[1]["x-pitstop-writable"], true);
+    assert_eq!(exports[1]["x-pitstop-num-queues"], 3);
+
+    let refused = bench.fails("block-export-del", json!({"id": "busy"}));
+    assert_eq!(refused.class, ErrorClass::Generic);
+    assert_eq!(bench.fails("block-export-del", json!({"id": "busy", "mode": "safe"})), refused);
+    let unknown = bench.fails("block-export-del", json!({"id": "busy", "mode": "soft"}));
+    assert_eq!(unknown.desc, "Parameter 'mode' does not accept value 'soft'");
+    assert_eq!(bench.run("block-export-del", json!({"id": "busy", "mode": "hard"})), Ok(json!({})));
+    assert_eq!(bench.run("block-export-del", json!({"id": "a"})), Ok(json!({})));
+    assert_eq!(bench.fails("block-export-del", json!({"id": "a"})).class, ErrorClass::Generic);
+    assert!(bench.target_exports().is_empty());
+}
+
+/// CTL-20, CTL-21
+#[test]
+fn the_daemons_error_text_is_passed_on_unchanged() {
+    let bench = Bench::new();
+    let container = bench.context.target.container();
+    let missing = container.volume("nope").unwrap_err().to_string();
+    for (command, arguments) in [
+        ("x-pitstop-query-volumes", json!({"name": "nope"})),
+        ("x-pitstop-snapshot", json!({"source": "nope", "name": "new"})),
+        ("x-pitstop-refresh", json!({"name": "golden", "source": "nope"})),
+        ("x-pitstop-volume-delete", json!({"name": "nope"})),
+        ("x-pitstop-volume-rename", json!({"name": "nope", "new-name": "new"})),
+    ] {
+        let expected = Failure { class: ErrorClass::DeviceNotFound, desc: missing.clone() };
+        assert_eq!(bench.fails(command, arguments), expected, "{command}");
+    }
+    let failure = bench.fails("block-export-add", with(add_arguments("a"), json!({"node-name": "nope"})));
+    assert_eq!(failure, Failure::generic(missing), "as QEMU does");
+    let taken = container.create_volume("golden", 4096).unwrap_err().to_string();
+    assert_eq!(
+        bench.fails("x-pitstop-volume-create", json!({"name": "golden", "size": 4096})),
+        Failure::generic(taken)
+    );
+}
+
+/// CTL-36 to CTL-40
+#[test]
+fn volumes_are_created_listed_renamed_and_deleted() {
+    let bench = Bench::new();
+    let created = bench.run("x-pitstop-volume-create", json!({"name": "v", "size": 1 << 20})).unwrap();
+    assert_eq!(created["volume"]["name"], "v");
+    assert_eq!(created["volume"]["size-bytes"], 1 << 20);
+    assert_eq!(bench.volume_names(), ["golden", "v"]);
+    let listed = bench.run("x-pitstop-query-volumes", json!({"name": "golden"})).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0]["size-bytes"], GOLDEN_BYTES);
+    assert_eq!(bench.run("x-pitstop-volume-rename", json!({"name": "v", "new-name": "w"})), Ok(json!({})));
+    assert_eq!(bench.run("x-pitstop-volume-delete", json!({"name": "w"})), Ok(json!({})));
+    assert_eq!(bench.volume_names(), ["golden"]);
+    for size in [json!(-1), json!("4096"), json!(1.5)] {
+        let failure = bench.fails("x-pitstop-volume-create", json!({"name": "v", "size": size}));
+        assert_eq!(failure, Failure::generic("Parameter 'size' expects uint64"));
+    }
+}
+
+/// CTL-35: the objects are those that the container's own types print.
+#[test]
+fn queries_return_what_the_container_tells() {
+    let bench = Bench::new();
+    let container = bench.context.target.container();
+    let info = bench.run("x-pitstop-query-container", json!({})).unwrap();
+    assert_eq!(info, serde_json::to_value(container.info()).unwrap());
+    let layers = bench.run("x-pitstop-query-layers", json!({})).unwrap();
+    assert_eq!(layers, serde_json::to_value(container.layers()).unwrap());
+    let volumes = bench.run("x-pitstop-query-volumes", json!({})).unwrap();
+    assert_eq!(volumes, serde_json::to_value(container.volumes()).unwrap());
+}
+
+/// CTL-41, CTL-42
+#[test]
+fn snapshot_and_refresh_return_volume_and_time() {
+    let bench = Bench::new();
+    for (command, arguments) in [
+        ("x-pitstop-snapshot", json!({"source": "golden", "name": "ci"})),
+        ("x-pitstop-refresh", json!({"source": "golden", "name": "ci"})),
+        ("x-pitstop-refresh", json!({"source": "golden", "name": "ci", "force": true})),
+    ] {
+        let result = bench.run(command, arguments).unwrap();
+        assert_eq!(result["volume"]["name"], "ci");
+        assert_eq!(result["volume"]["origin"]["name"], "golden");
+        assert!(result["elapsed-us"].is_u64(), "{result}");
+    }
+}
+
+/// CTL-42
+#[test]
+fn refresh_under_a_guest_needs_force() {
+    let bench = Bench::new();
+    bench.run("x-pitstop-snapshot", json!({"source": "golden", "name": "ci"})).unwrap();
+    bench.run("block-export-add", with(add_arguments("busy"), json!({"node-name": "ci"}))).unwrap();
+    let failure = bench.fails("x-pitstop-refresh", json!({"source": "golden", "name": "ci"}));
+    assert!(failure.desc.contains("connected guest"), "{failure:?}");
+    let arguments = json!({"source": "golden", "name": "ci", "force": true});
+    assert!(bench.run("x-pitstop-refresh", arguments).is_ok());
+}
+
+/// CTL-27
+#[test]
+fn a_closed_gate_refuses_every_command() {
+    let bench = Bench::new();
+    bench.context.close_gate();
+    for (name, _) in COMMANDS {
+        assert_eq!(bench.fails(name, json!({})), Failure::generic("the daemon is shutting down"), "{name}");
+    }
+}
+
+/// CTL-45
+#[test]
+fn quit_asks_the_daemon_to_end() {
+    let bench = Bench::new();
+    assert_eq!(bench.context.run(request("quit", json!({}))), Ok(Done::Quit));
+    assert!(!bench.target.is_shut_down(), "not before the reply");
+    assert_eq!(bench.context.shutdown_reason(), "host-signal");
+    bench.context.quit();
+    assert!(bench.target.is_shut_down());
+    assert_eq!(bench.context.shutdown_reason(), "host-qmp-quit");
+}

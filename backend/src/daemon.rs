@@ -1,0 +1,368 @@
+//! The daemon: one container, its exports, and the rules on what may be done to a volume that is exported.
+//!
+//! Every order from the command line or the control socket ends in a method of [`Daemon`]. Invariant: at most one
+//! export has a given id, and at most one writable export serves a given volume; a volume that is exported is not
+//! deleted. Orders are serialised by one lock, which no queue thread ever takes. Does not: parse orders
+//! (`config`, `control`) or serve guests (`export`).
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pitstop_format::{Container, FileDisk, VolumeId, VolumeInfo};
+
+use crate::config::{Access, ExportConfig, MAX_QUEUES};
+use crate::export::{Export, ExportError, Resources};
+
+/// How often the main thread looks whether there is anything left to serve.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+
+/// What to do about a connected guest when an order disturbs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenConnected {
+    /// Refuse the order ("safe").
+    Refuse,
+    /// Do it all the same ("hard", `--force`).
+    Force,
+}
+
+/// One export as shown to people and programs.
+#[derive(Debug, Clone)]
+pub(crate) struct ExportStatus {
+    /// The export's id.
+    pub(crate) id: String,
+    /// Present name of its volume.
+    pub(crate) volume: String,
+    /// The socket's path; `None` for an inherited descriptor.
+    pub(crate) socket: Option<PathBuf>,
+    /// Whether the guest may write.
+    pub(crate) writable: bool,
+    /// Most queues the guest may use.
+    pub(crate) num_queues: u16,
+    /// Whether a front end is connected.
+    pub(crate) connected: bool,
+}
+
+/// What happened; sent to every subscriber.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// An export came to be.
+    ExportAdded {
+        /// Its id.
+        id: String,
+    },
+    /// An export has ended: its socket is gone and its guest disconnected.
+    ExportDeleted {
+        /// Its id.
+        id: String,
+    },
+    /// The daemon begins to end.
+    Shutdown,
+}
+
+/// Why an order was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    /// The container refused or failed.
+    #[error(transparent)]
+    Format(#[from] pitstop_format::Error),
+    /// The export could not be started.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// No such export.
+    #[error("no export with id '{id}'; query-block-exports shows the exports")]
+    NoSuchExport {
+        /// The id asked for.
+        id: String,
+    },
+    /// The id is taken.
+    #[error("an export with id '{id}' exists already; choose another id")]
+    ExportExists {
+        /// The id asked for.
+        id: String,
+    },
+    /// The volume has a writable export already.
+    #[error("volume '{volume}' is exported already as '{id}'; only read-only exports may share a volume")]
+    AlreadyExported {
+        /// The volume.
+        volume: String,
+        /// The export that serves it.
+        id: String,
+    },
+    /// A number of queues that cannot be.
+    #[error("{found} queues are not possible; use 1 to {MAX_QUEUES}")]
+    BadQueueCount {
+        /// The number asked for.
+        found: u16,
+    },
+    /// The export has a connected guest.
+    #[error("export '{id}' has a connected guest; stop the guest first, or use mode 'hard' to disconnect it")]
+    ExportConnected {
+        /// The export.
+        id: String,
+    },
+    /// The volume is exported, so it cannot be deleted.
+    #[error("volume '{volume}' is exported as '{id}'; remove the export first")]
+    DeleteExported {
+        /// The volume.
+        volume: String,
+        /// The export that serves it.
+        id: String,
+    },
+    /// A guest uses the volume that would be refreshed.
+    #[error(
+        "volume '{volume}' has a connected guest (export '{id}'): a running guest holds cached file system data that \
+         would no longer match and would corrupt the refreshed disk; stop the guest first, or refresh it with --force"
+    )]
+    RefreshConnected {
+        /// The volume.
+        volume: String,
+        /// The export that serves it.
+        id: String,
+    },
+    /// A refresh would change the size of an exported volume.
+    #[error(
+        "volume '{volume}' ({target_bytes} bytes) is exported as '{id}' and source '{source_name}' has \
+         {source_bytes} bytes: an exported volume cannot change its size; remove the export first"
+    )]
+    RefreshChangesSize {
+        /// The volume to be refreshed.
+        volume: String,
+        /// The export that serves it.
+        id: String,
+        /// The source.
+        source_name: String,
+        /// Size of the volume.
+        target_bytes: u64,
+        /// Size of the source.
+        source_bytes: u64,
+    },
+    /// The daemon is ending.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Result of an order.
+pub(crate) type Result<T> = std::result::Result<T, DaemonError>;
+
+/// One container and its exports.
+pub(crate) struct Daemon {
+    resources: Resources,
+    exports: Mutex<Vec<Served>>,
+    subscribers: Mutex<Vec<Sender<Event>>>,
+    shutdown: AtomicBool,
+    shutdown_lock: Mutex<()>,
+    shutdown_asked: Condvar,
+}
+
+/// An export and what was asked for.
+struct Served {
+    config: ExportConfig,
+    volume: VolumeId,
+    export: Export,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon").field("shutdown", &self.shutdown).finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    /// A daemon over an open container, without exports. `disk` must be the disk under `container`.
+    pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> std::result::Result<Arc<Self>, ExportError> {
+        Ok(Arc::new(Daemon {
+            resources: Resources::new(container, disk)?,
+            exports: Mutex::default(),
+            subscribers: Mutex::default(),
+            shutdown: AtomicBool::new(false),
+            shutdown_lock: Mutex::default(),
+            shutdown_asked: Condvar::new(),
+        }))
+    }
+
+    /// The container that is served.
+    pub(crate) fn container(&self) -> &Container {
+        self.resources.container()
+    }
+
+    /// All exports, in the order in which they were added.
+    pub(crate) fn exports(&self) -> Vec<ExportStatus> {
+        lock(&self.exports).iter().map(Served::status).collect()
+    }
+
+    /// Starts serving a volume. When this returns, the socket accepts connections.
+    pub(crate) fn add_export(&self, config: ExportConfig) -> Result<()> {
+        if !(1..=MAX_QUEUES).contains(&config.num_queues) {
+            return Err(DaemonError::BadQueueCount { found: config.num_queues });
+        }
+        let mut exports = lock(&self.exports);
+        if self.shutdown.load(Ordering::Acquire) {
+            return Err(DaemonError::ShuttingDown);
+        }
+        if exports.iter().any(|served| served.config.id == config.id) {
+            return Err(DaemonError::ExportExists { id: config.id });
+        }
+        let volume = self.container().volume(&config.volume)?;
+        let shares = |served: &&Served| {
+            served.volume == volume.id()
+                && (served.config.access == Access::ReadWrite || config.access == Access::ReadWrite)
+        };
+        if let Some(other) = exports.iter().find(shares) {
+            return Err(DaemonError::AlreadyExported { volume: config.volume, id: other.config.id.clone() });
+        }
+        let id = volume.id();
+        let export = Export::start(&config, volume, &self.resources)?;
+        let event = Event::ExportAdded { id: config.id.clone() };
+        exports.push(Served { config, volume: id, export });
+        drop(exports);
+        self.emit(&event);
+        Ok(())
+    }
+
+    /// Stops serving: the socket disappears, a connected guest is disconnected after its requests in flight.
+    pub(crate) fn remove_export(&self, id: &str, when_connected: WhenConnected) -> Result<()> {
+        let mut exports = lock(&self.exports);
+        let Some(at) = exports.iter().position(|served| served.config.id == id) else {
+            return Err(DaemonError::NoSuchExport { id: id.to_owned() });
+        };
+        if when_connected == WhenConnected::Refuse && exports.get(at).is_some_and(|s| s.export.is_connected()) {
+            return Err(DaemonError::ExportConnected { id: id.to_owned() });
+        }
+        let served = exports.remove(at);
+        served.export.stop();
+        drop(exports);
+        self.emit(&Event::ExportDeleted { id: id.to_owned() });
+        Ok(())
+    }
+
+    /// Creates an empty volume.
+    pub(crate) fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
+        Ok(self.container().create_volume(name, size_bytes)?)
+    }
+
+    /// Deletes a volume that is not exported.
+    pub(crate) fn delete_volume(&self, name: &str) -> Result<()> {
+        let exports = lock(&self.exports); // held: no export of it may start meanwhile
+        if let Some(served) = self.served(&exports, name)? {
+            return Err(DaemonError::DeleteExported { volume: name.to_owned(), id: served.config.id.clone() });
+        }
+        Ok(self.container().delete_volume(name)?)
+    }
+
+    /// Renames a volume, exported or not.
+    pub(crate) fn rename_volume(&self, name: &str, new_name: &str) -> Result<()> {
+        let _exports = lock(&self.exports); // held: exports are found by name
+        Ok(self.container().rename_volume(name, new_name)?)
+    }
+
+    /// Makes `new_name` a copy of `source` as it is at this instant; guests go on.
+    pub(crate) fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
+        Ok(self.container().snapshot(source, new_name)?)
+    }
+
+    /// Makes `target` a copy of `source` as it is at this instant, if no guest of `target` is harmed or it is forced.
+    pub(crate) fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        let exports = lock(&self.exports); // held: no guest may be exported meanwhile
+        if let Some(served) = self.served(&exports, target)? {
+            let id = served.config.id.clone();
+            let target_bytes = self.container().volume(target)?.size();
+            let source_bytes = self.container().volume(source)?.size();
+            if target_bytes != source_bytes {
+                return Err(DaemonError::RefreshChangesSize {
+                    volume: target.to_owned(),
+                    id,
+                    source_name: source.to_owned(),
+                    target_bytes,
+                    source_bytes,
+                });
+            }
+        }
+        // No export of the target may connect between the question and the refresh: connections wait at the gate.
+        let volume = self.container().volume(target)?.id();
+        let of_target = || exports.iter().filter(|served| served.volume == volume);
+        let _gates: Vec<_> = of_target().map(|served| served.export.hold_new_connections()).collect();
+        if when_connected == WhenConnected::Refuse
+            && let Some(served) = of_target().find(|served| served.export.is_connected())
+        {
+            return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: served.config.id.clone() });
+        }
+        Ok(self.container().refresh(target, source)?)
+    }
+
+    /// The first export of the volume `name`, if it has any; fails if there is no such volume.
+    fn served<'a>(&self, exports: &'a [Served], name: &str) -> Result<Option<&'a Served>> {
+        let volume = self.container().volume(name)?.id();
+        Ok(exports.iter().find(|served| served.volume == volume))
+    }
+
+    /// Asks the daemon to end; returns at once. The main thread then stops the exports and closes the container.
+    pub(crate) fn request_shutdown(&self) {
+        if self.shutdown.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let held = lock(&self.shutdown_lock);
+        self.shutdown_asked.notify_all();
+        drop(held);
+        self.emit(&Event::Shutdown);
+    }
+
+    /// Sleeps until someone asks the daemon to end, or until all that it serves was one inherited connection that has
+    /// ended.
+    pub(crate) fn wait_for_shutdown(&self) {
+        let mut held = lock(&self.shutdown_lock);
+        while !self.shutdown.load(Ordering::Acquire) && !self.is_over() {
+            let waited = self.shutdown_asked.wait_timeout(held, LOOK_PERIOD);
+            held = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether there were exports and all have ended by themselves.
+    fn is_over(&self) -> bool {
+        let exports = lock(&self.exports);
+        !exports.is_empty() && exports.iter().all(|served| served.export.is_over())
+    }
+
+    /// Stops every export: guests are disconnected after their requests in flight.
+    pub(crate) fn stop_exports(&self) {
+        let exports = std::mem::take(&mut *lock(&self.exports));
+        for served in &exports {
+            served.export.ask_to_stop();
+        }
+        for served in exports {
+            served.export.stop();
+            self.emit(&Event::ExportDeleted { id: served.config.id });
+        }
+    }
+
+    /// Every event from now on. A receiver that is dropped unsubscribes.
+    pub(crate) fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = channel();
+        lock(&self.subscribers).push(sender);
+        receiver
+    }
+
+    fn emit(&self, event: &Event) {
+        lock(&self.subscribers).retain(|subscriber| subscriber.send(event.clone()).is_ok());
+    }
+}
+
+impl Served {
+    fn status(&self) -> ExportStatus {
+        ExportStatus {
+            id: self.config.id.clone(),
+            volume: self.export.volume().name(),
+            socket: self.config.socket.path().cloned(),
+            writable: self.config.access == Access::ReadWrite,
+            num_queues: self.config.num_queues,
+            connected: self.export.is_connected(),
+        }
+    }
+}
+
+/// Locks, also after a panic of another holder: what these locks guard is changed in single steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,364 @@
+//! One guest request on its way: plan, transfers, publish, flush, and then its outcome.
+//!
+//! Invariant: the plan or ticket of a request is kept until all its transfers have ended, and is completed only if all
+//! succeeded; dropping it abandons the write. A request in a write-through queue ends only after a flush that began
+//! after its data was published. Does not: touch rings or statuses (`worker`).
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::task::Waker;
+
+use libc::iovec;
+use pitstop_format::{
+    Container, Edge, EdgeSource, Flush, FlushStep, JournalAppend, PageLoad, Planned, ReadPlan, ReadSegment, Volume,
+    WriteSegment, WriteTicket, ZeroKind, ZeroTicket,
+};
+use vm_memory::GuestAddress;
+
+use super::Durability;
+use super::buffers::{AlignedBuf, HostBuffer, MAX_ZEROS_LEN, cut_zeros};
+use super::transfer::{Finished, Kind, Transfers};
+use crate::virtio::request::RequestError;
+
+/// What a request wants.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// From the volume into the buffer.
+    Read { range: Range<u64>, buffer: HostBuffer },
+    /// From the buffer into the volume.
+    Write { range: Range<u64>, buffer: HostBuffer },
+    /// Zeros, range by range; the first is the one under way.
+    Zero { kind: ZeroKind, ranges: VecDeque<Range<u64>> },
+    /// Durability of what was completed before.
+    Flush,
+}
+
+/// How far a request is.
+#[derive(Debug)]
+enum Stage {
+    Planning,
+    Loading(PageLoad),
+    Reading(ReadPlan),
+    Writing(WriteTicket),
+    Zeroing(ZeroTicket),
+    Flushing(Flush),
+    /// The record is boxed so that its bytes stay where they are while the kernel reads them.
+    Appending(Flush, Box<JournalAppend>),
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Task {
+    /// The chain to give back.
+    pub(crate) head: u16,
+    /// Where the status goes.
+    pub(crate) status: GuestAddress,
+    /// Bytes that the guest's buffer gets if all goes well, without the status.
+    pub(crate) data_len: u32,
+    work: Work,
+    stage: Stage,
+    /// Transfers that have not ended.
+    pending: usize,
+    failure: Option<RequestError>,
+    /// The block that was loaded.
+    page: Option<AlignedBuf>,
+    /// The result of a sync or append, for the flush.
+    flush_result: Option<io::Result<()>>,
+}
+
+/// What a task needs to go on.
+pub(crate) struct Context<'a> {
+    pub(crate) container: &'a Container,
+    pub(crate) volume: &'a Volume,
+    pub(crate) durability: Durability,
+    pub(crate) transfers: &'a mut Transfers,
+    pub(crate) waker: &'a Waker,
+    /// A cleared plan to be used again.
+    pub(crate) spare_plan: &'a mut Option<ReadPlan>,
+}
+
+/// What became of a task that was asked to go on.
+#[derive(Debug)]
+pub(crate) enum Advance {
+    /// It waits for its transfers.
+    Waits,
+    /// It waits to be woken.
+    Parked,
+    /// It has ended.
+    Ended(Result<(), RequestError>),
+}
+
+impl Task {
+    pub(crate) fn new(head: u16, status: GuestAddress, data_len: u32, work: Work) -> Self {
+        Task {
+            head,
+            status,
+            data_len,
+            work,
+            stage: Stage::Planning,
+            pending: 0,
+            failure: None,
+            page: None,
+            flush_result: None,
+        }
+    }
+
+    /// Takes the end of one of the task's transfers; `true` if it was the last.
+    pub(crate) fn transfer_ended(&mut self, finished: Finished) -> bool {
+        assert!(self.pending > 0, "a transfer ended that its task did not start");
+        self.pending -= 1;
+        if matches!(self.stage, Stage::Flushing(_) | Stage::Appending(..)) {
+            self.flush_result = Some(finished.result.map(drop)); // the flush itself decides what a failure means
+        } else {
+            match finished.result {
+                Ok(page) => self.page = self.page.take().or(page),
+                Err(error) => self.failure = Some(error.into()),
+            }
+        }
+        self.pending == 0
+    }
+
+    /// Goes on as far as possible without waiting. `id` is the task's number for its transfers.
+    pub(crate) fn advance(&mut self, id: usize, context: &mut Context<'_>) -> Advance {
+        loop {
+            if self.pending > 0 {
+                return Advance::Waits;
+            }
+            if let Some(error) = self.failure.take() {
+                return Advance::Ended(Err(error));
+            }
+            match self.step(id, context) {
+                Ok(None) => {}
+                Ok(Some(advance)) => return advance,
+                Err(error) => return Advance::Ended(Err(error)),
+            }
+        }
+    }
+
+    /// One step from a stage whose transfers have ended.
+    fn step(&mut self, id: usize, context: &mut Context<'_>) -> Result<Option<Advance>, RequestError> {
+        match std::mem::replace(&mut self.stage, Stage::Planning) {
+            Stage::Planning => self.plan(id, context),
+            Stage::Loading(load) => {
+                if let Some(page) = self.page.take() {
+                    context.container.install_page(load, &page)?;
+                }
+                Ok(None)
+            }
+            Stage::Reading(mut plan) => {
+                plan.clear();
+                *context.spare_plan = Some(plan);
+                Ok(Some(Advance::Ended(Ok(()))))
+            }
+            Stage::Writing(ticket) => {
+                ticket.complete();
+                Ok(self.written(context))
+            }
+            Stage::Zeroing(ticket) => {
+                let remaining = ticket.remaining();
+                ticket.complete();
+                let Work::Zero { ranges, .. } = &mut self.work else { panic!("zeros written for another request") };
+                ranges.pop_front();
+                if let Some(rest) = remaining {
+                    ranges.push_front(rest);
+                }
+                if ranges.is_empty() { Ok(self.written(context)) } else { Ok(None) }
+            }
+            Stage::Flushing(mut flush) => {
+                if let Some(result) = self.flush_result.take() {
+                    flush.synced(result);
+                }
+                self.poll_flush(id, flush, context)
+            }
+            Stage::Appending(mut flush, record) => {
+                drop(record);
+                if let Some(result) = self.flush_result.take() {
+                    flush.appended(result);
+                }
+                self.poll_flush(id, flush, context)
+            }
+        }
+    }
+
+    /// The volume has the data: done, or a flush first.
+    fn written(&mut self, context: &Context<'_>) -> Option<Advance> {
+        match context.durability {
+            Durability::OnFlush => Some(Advance::Ended(Ok(()))),
+            Durability::EveryWrite => {
+                self.stage = Stage::Flushing(context.volume.start_flush());
+                None
+            }
+        }
+    }
+
+    fn plan(&mut self, id: usize, context: &mut Context<'_>) -> Result<Option<Advance>, RequestError> {
+        let load = match &self.work {
+            Work::Read { range, buffer } => {
+                let mut plan = context.spare_plan.take().unwrap_or_default();
+                match context.volume.plan_read(range.clone(), &mut plan)? {
+                    Planned::Ready(()) => {
+                        self.pending = start_read(id, &plan, buffer, context.transfers);
+                        self.stage = Stage::Reading(plan);
+                        return Ok(None);
+                    }
+                    Planned::NeedPage(load) => load,
+                    Planned::Busy => return Ok(Some(Advance::Parked)),
+                }
+            }
+            Work::Write { range, buffer } => match context.volume.plan_write(range.clone(), context.waker)? {
+                Planned::Ready(ticket) => {
+                    let cut = |offset, len, pieces: &mut Vec<iovec>| buffer.cut(offset, len, pieces);
+                    self.pending = start_write(id, ticket.segments(), ticket.edges(), context.transfers, cut);
+                    self.stage = Stage::Writing(ticket);
+                    return Ok(None);
+                }
+                Planned::NeedPage(load) => load,
+                Planned::Busy => return Ok(Some(Advance::Parked)),
+            },
+            Work::Zero { kind, ranges } => {
+                let Some(range) = ranges.front() else { return Ok(self.written(context)) };
+                match context.volume.plan_zero(range.clone(), *kind, context.waker)? {
+                    Planned::Ready(ticket) => {
+                        let cut = |_, len, pieces: &mut Vec<iovec>| cut_zeros(len, pieces);
+                        self.pending = start_write(id, ticket.segments(), ticket.edges(), context.transfers, cut);
+                        self.stage = Stage::Zeroing(ticket);
+                        return Ok(None);
+                    }
+                    Planned::NeedPage(load) => load,
+                    Planned::Busy => return Ok(Some(Advance::Parked)),
+                }
+            }
+            Work::Flush => {
+                self.stage = Stage::Flushing(context.volume.start_flush());
+                return Ok(None);
+            }
+        };
+        self.pending = context.transfers.start(id, Kind::ReadPage, Vec::new(), load.offset());
+        self.stage = Stage::Loading(load);
+        Ok(None)
+    }
+
+    fn poll_flush(
+        &mut self,
+        id: usize,
+        mut flush: Flush,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Advance>, RequestError> {
+        match flush.poll(context.waker)? {
+            FlushStep::Done => return Ok(Some(Advance::Ended(Ok(())))),
+            FlushStep::Wait => {
+                self.stage = Stage::Flushing(flush);
+                return Ok(Some(Advance::Parked));
+            }
+            FlushStep::Sync => {
+                self.pending = context.transfers.start(id, Kind::Sync, Vec::new(), 0);
+                self.stage = Stage::Flushing(flush);
+            }
+            FlushStep::Append(record) => {
+                let record = Box::new(record);
+                let bytes = record.bytes();
+                let mut pieces = context.transfers.pieces();
+                pieces.push(iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+                self.pending = context.transfers.start(id, Kind::WriteDurable, pieces, record.offset());
+                self.stage = Stage::Appending(flush, record);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Starts the transfers of a read; parts that read as zeros are filled at once.
+fn start_read(id: usize, plan: &ReadPlan, buffer: &HostBuffer, transfers: &mut Transfers) -> usize {
+    let (mut started, mut done) = (0, 0);
+    for segment in plan.segments() {
+        match *segment {
+            ReadSegment::Data { disk_offset, len } => {
+                let mut pieces = transfers.pieces();
+                buffer.cut(done, len, &mut pieces);
+                started += transfers.start(id, Kind::Read, pieces, disk_offset);
+                done += len;
+            }
+            ReadSegment::Zero { len } => {
+                buffer.fill_zero(done, len);
+                done += len;
+            }
+        }
+    }
+    started
+}
+
+/// Starts the transfers of a write whose bytes `cut` gives.
+fn start_write(
+    id: usize,
+    segments: &[WriteSegment],
+    edges: &[Edge],
+    transfers: &mut Transfers,
+    cut: impl Fn(u64, u64, &mut Vec<iovec>),
+) -> usize {
+    let mut started = 0;
+    for segment in segments {
+        let mut done = 0;
+        while done < segment.len {
+            // Pieces of zeros are short: a long run of them goes in several transfers.
+            let len = (segment.len - done).min(MAX_ZEROS_LEN);
+            let mut pieces = transfers.pieces();
+            cut(segment.buffer_offset + done, len, &mut pieces);
+            started += transfers.start(id, Kind::Write, pieces, segment.disk_offset + done);
+            done += len;
+        }
+    }
+    for edge in edges {
+        let source = match edge.source {
+            EdgeSource::Zero => None,
+            EdgeSource::Disk { offset } => Some(offset),
+        };
+        let mut pieces = transfers.pieces();
+        cut(edge.buffer_offset, edge.len as u64, &mut pieces);
+        let kind = Kind::Edge { source, offset_in_block: edge.offset_in_block };
+        started += transfers.start(id, kind, pieces, edge.disk_offset);
+    }
+    started
+}
+
+/// All tasks of one queue, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    slots: Vec<Option<Task>>,
+    free: Vec<usize>,
+}
+
+impl Tasks {
+    /// Adds a task; returns its number.
+    pub(crate) fn insert(&mut self, task: Task) -> usize {
+        let id = self.free.pop().unwrap_or(self.slots.len());
+        if id == self.slots.len() {
+            self.slots.push(Some(task));
+        } else {
+            self.slots[id] = Some(task);
+        }
+        id
+    }
+
+    /// The task of that number, which must exist.
+    pub(crate) fn get_mut(&mut self, id: usize) -> &mut Task {
+        let Some(task) = self.slots.get_mut(id).and_then(Option::as_mut) else {
+            panic!("task {id} does not exist");
+        };
+        task
+    }
+
+    /// Takes the task of that number out.
+    pub(crate) fn remove(&mut self, id: usize) -> Task {
+        let Some(task) = self.slots.get_mut(id).and_then(Option::take) else {
+            panic!("task {id} does not exist");
+        };
+        self.free.push(id);
+        task
+    }
+
+    /// Tasks under way.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

@@ -1,0 +1,254 @@
+//! What the tests of the daemon share: a container, a running `pitstopd`, and a guest without a VM.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "every test file uses its part of this, and tests may unwrap"
+)]
+
+pub mod client;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pitstop_format::{Container, CreateOptions, Disk, FileDisk, OpenMode, VolumeIo};
+
+/// Bytes in each test volume.
+pub const VOLUME_LEN: u64 = 16 << 20;
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Held while this process has a container open, and while it starts a child: between fork and exec the child would
+/// hold the container's lock too.
+static CONTAINER_OR_FORK: Mutex<()> = Mutex::new(());
+
+fn container_or_fork() -> MutexGuard<'static, ()> {
+    CONTAINER_OR_FORK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder with a container and sockets.
+pub struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// A container with these volumes, each of [`VOLUME_LEN`] bytes.
+    pub fn with_volumes(names: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("pit").tempdir_in(scratch()).unwrap();
+        let place = Place { folder };
+        let _alone = container_or_fork();
+        let disk = FileDisk::create(&place.container()).unwrap();
+        Container::create(Arc::clone(&disk) as Arc<dyn Disk>, &CreateOptions::default()).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        for name in names {
+            container.create_volume(name, VOLUME_LEN).unwrap();
+        }
+        container.close().unwrap();
+        place
+    }
+
+    pub fn container(&self) -> PathBuf {
+        self.path("disks.pit")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// All bytes of a volume, read without the daemon (which must have ended).
+    pub fn read_volume(&self, name: &str) -> Vec<u8> {
+        let _alone = container_or_fork();
+        let disk = FileDisk::open(&self.container(), OpenMode::ReadOnly).unwrap();
+        let container = Container::open(disk, OpenMode::ReadOnly).unwrap();
+        let mut bytes = vec![0; VOLUME_LEN as usize];
+        VolumeIo::new(&container, container.volume(name).unwrap()).read_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// Starts a daemon with one export a volume, each on a socket of the volume's name.
+    pub fn serve(&self, volumes: &[&str], more: &[&str]) -> Daemon {
+        let mut arguments = vec![self.container().display().to_string()];
+        for volume in volumes {
+            arguments.push("--export".into());
+            arguments.push(format!("volume={volume},socket={}", self.path(volume).display()));
+        }
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        let daemon = Daemon::start(&arguments);
+        for volume in volumes {
+            wait_until("socket", || self.path(volume).exists());
+        }
+        daemon
+    }
+}
+
+/// A folder on a real file system, so that direct I/O is tested where there is any.
+fn scratch() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// A running `pitstopd`, killed when dropped.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    pub fn start(arguments: &[String]) -> Self {
+        Daemon { child: spawn(command().args(arguments)) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let number = match name {
+            "TERM" => libc::SIGTERM,
+            "INT" => libc::SIGINT,
+            _ => panic!("signal {name}"),
+        };
+        // SAFETY: the child has not been waited for, so its number is still its own.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, number) }, 0);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(since.elapsed() < PATIENCE, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Open descriptors and threads.
+    pub fn holdings(&self) -> (usize, usize) {
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count();
+        (count("fd"), count("task"))
+    }
+
+    /// Processor time used so far.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// `pitstopd` without arguments; its messages go where the test's go.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pitstopd"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Starts a child that inherits nobody's container.
+pub fn spawn(command: &mut Command) -> Child {
+    let _alone = container_or_fork();
+    command.spawn().unwrap()
+}
+
+/// Runs `pitstopd` to its end; returns exit code, standard output and standard error.
+pub fn run(arguments: &[&str]) -> (i32, String, String) {
+    let child = spawn(command().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// A connection to the control socket.
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut qmp = Qmp { reader: BufReader::new(stream) };
+        assert!(qmp.receive()["QMP"].is_object());
+        qmp.order("qmp_capabilities", serde_json::json!({}));
+        qmp
+    }
+
+    /// Gives an order that must succeed.
+    pub fn order(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let answer = self.ask(command, arguments);
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+        answer["return"].clone()
+    }
+
+    /// Gives an order that must be refused; returns why.
+    pub fn refused(&mut self, command: &str, arguments: serde_json::Value) -> String {
+        let answer = self.ask(command, arguments);
+        answer["error"]["desc"].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_owned()
+    }
+
+    fn ask(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let request = serde_json::json!({"execute": command, "arguments": arguments});
+        self.reader.get_mut().write_all(request.to_string().as_bytes()).unwrap();
+        loop {
+            let answer = self.receive();
+            if answer.get("event").is_none() {
+                return answer;
+            }
+        }
+    }
+
+    fn receive(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+/// Waits until `done` says so.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !done() {
+        assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A small random generator, so that a failure can be repeated.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 11) % end
+    }
+}

@@ -1,0 +1,500 @@
+//! The command and the daemon on bad input: a clear error that says what to do, an exit code that
+//! is not 0, and a container whose bytes are as before. Conversion is compared with qemu-img.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use pitstop_tests::{
+    Background, Export, Failure, Pitstop, Pitstopd, Scratch, allocated_bytes, run, sha256_of, system_program,
+    write_pattern_file,
+};
+
+const MIB: u64 = 1 << 20;
+/// Where the two copies of the superblock lie.
+const SUPERBLOCKS: [u64; 2] = [0, 256 << 10];
+const SUPERBLOCK_BYTES: usize = 4096;
+
+/// A container with the volume `golden` of 8 MiB and its snapshot `ci-1`.
+fn small_container(scratch: &Scratch) -> Pitstop {
+    let image = scratch.file("golden.raw");
+    write_pattern_file(&image, 8 * MIB, 1);
+    let pitstop = Pitstop::on(scratch.file("disks.pit"));
+    pitstop.run::<&str>("create", &[]);
+    pitstop.run("import", &["golden", text(&image)]);
+    pitstop.run("snapshot", &["golden", "ci-1"]);
+    pitstop.assert_clean();
+    pitstop
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the tests' paths are text")
+}
+
+/// A file's bytes, to be compared with what it holds later.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn of(path: &Path) -> Self {
+        Self(fs::read(path).unwrap())
+    }
+
+    /// Asserts that the file has not changed at all.
+    fn assert_same(&self, path: &Path, what: &str) {
+        assert!(self.0 == fs::read(path).unwrap(), "{what} changed {}", path.display());
+    }
+
+    /// Asserts that nothing has changed but the superblocks, which say that the container was
+    /// opened and closed.
+    fn assert_same_contents(&self, path: &Path, what: &str) {
+        let now = fs::read(path).unwrap();
+        assert_eq!(self.0.len(), now.len(), "{what} changed the size of {}", path.display());
+        let mut start = 0;
+        for superblock in SUPERBLOCKS.map(|offset| usize::try_from(offset).unwrap()) {
+            let same = self.0[start..superblock] == now[start..superblock];
+            assert!(same, "{what} changed {} before {superblock}", path.display());
+            start = superblock + SUPERBLOCK_BYTES;
+        }
+        assert!(self.0[start..] == now[start..], "{what} changed {}", path.display());
+    }
+}
+
+fn assert_says(failure: &Failure, words: &[&str]) {
+    for word in words {
+        assert!(failure.message.contains(word), "the message lacks {word:?}: {}", failure.message);
+    }
+}
+
+/// Every verb that opens a container, with arguments that suit [`small_container`].
+fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
+    let image = scratch.file("verb.raw");
+    write_pattern_file(&image, MIB, 9);
+    let target = scratch.file("verb.exported");
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    vec![
+        ("list", words(&[])),
+        ("info", words(&[])),
+        ("tree", words(&[])),
+        ("volume create", words(&["new", "--size", "1M"])),
+        ("rename", words(&["ci-1", "ci-2"])),
+        ("delete", words(&["ci-1"])),
+        ("snapshot", words(&["golden", "ci-2"])),
+        ("refresh", words(&["ci-1", "--source", "golden"])),
+        ("import", words(&["new", text(&image)])),
+        ("export", words(&["golden", text(&target)])),
+    ]
+}
+
+/// Asserts that every verb, `check` and the daemon refuse the container with `expected`, and that
+/// its bytes stay.
+fn assert_refused_everywhere(scratch: &Scratch, container: &Path, expected: &[&str]) {
+    let pitstop = Pitstop::on(container);
+    let before = Bytes::of(container);
+    for (verb, arguments) in verbs(scratch) {
+        assert_says(&pitstop.fails(verb, &arguments), expected);
+        before.assert_same(container, verb);
+    }
+    assert!(!scratch.file("verb.exported").exists());
+    let exports = [Export::writable("golden", scratch.socket("golden"))];
+    let failure = Pitstopd::fails(container, &exports, &scratch.socket("control"));
+    assert_says(&failure, expected);
+    before.assert_same(container, "pitstopd");
+    assert!(!scratch.socket("golden").exists() && !scratch.socket("control").exists());
+}
+
+#[test]
+fn a_foreign_file_is_refused() {
+    let scratch = Scratch::new("cli-foreign");
+    let noise = scratch.file("noise");
+    write_pattern_file(&noise, 3 * MIB, 5);
+    let zeros = scratch.file("zeros");
+    File::create(&zeros).unwrap().set_len(2 * MIB).unwrap();
+    let short = scratch.file("short");
+    fs::write(&short, "this is not a container\n").unwrap();
+    let qcow2 = scratch.file("image.qcow2");
+    run(Command::new(system_program("qemu-img")).args(["create", "-q", "-f", "qcow2"]).args([text(&qcow2), "1M"]));
+    for file in [&noise, &zeros, &short, &qcow2] {
+        assert_refused_everywhere(&scratch, file, &["not a pitstop container"]);
+        Pitstop::on(file).assert_not_sound();
+    }
+}
+
+#[test]
+fn a_container_that_is_not_there_is_named() {
+    let scratch = Scratch::new("cli-missing");
+    let missing = scratch.file("missing.pit");
+    let pitstop = Pitstop::on(&missing);
+    for (verb, arguments) in verbs(&scratch) {
+        assert_says(&pitstop.fails(verb, &arguments), &["missing.pit"]);
+        assert!(!missing.exists(), "`pitstop {verb}` made a file");
+    }
+    assert_eq!(pitstop.fails::<&str>("check", &[]).code, 1);
+    let failure = Pitstopd::fails(&missing, &[], &scratch.socket("control"));
+    assert_says(&failure, &["missing.pit"]);
+    assert!(!missing.exists());
+}
+
+#[test]
+fn a_truncated_container_is_refused() {
+    let scratch = Scratch::new("cli-truncated");
+    let pitstop = small_container(&scratch);
+    let whole = fs::metadata(pitstop.container()).unwrap().len();
+    let cut = scratch.file("cut.pit");
+    for len in [whole / 2, MIB, 300 << 10] {
+        fs::copy(pitstop.container(), &cut).unwrap();
+        OpenOptions::new().write(true).open(&cut).unwrap().set_len(len).unwrap();
+        assert_refused_everywhere(&scratch, &cut, &["truncated"]);
+        Pitstop::on(&cut).assert_not_sound();
+    }
+}
+
+#[test]
+fn flipped_bits_in_both_superblocks_are_refused() {
+    let scratch = Scratch::new("cli-superblock");
+    let pitstop = small_container(&scratch);
+    let spoiled = scratch.file("spoiled.pit");
+    for offset in [16, 40, 100, 200] {
+        fs::copy(pitstop.container(), &spoiled).unwrap();
+        for superblock in SUPERBLOCKS {
+            flip_bit(&spoiled, superblock + offset);
+        }
+        assert_refused_everywhere(&scratch, &spoiled, &["superblock"]);
+        Pitstop::on(&spoiled).assert_not_sound();
+    }
+}
+
+/// Flips one bit in each written 4 KiB page in turn: whatever it hits, nothing panics, nothing is
+/// killed, nothing is written, and the damaged structures are found.
+#[test]
+fn a_flipped_bit_anywhere_is_found_or_harmless_and_never_a_panic() {
+    let scratch = Scratch::new("cli-flips");
+    let pitstop = small_container(&scratch);
+    let container = pitstop.container();
+    let before = Bytes::of(container);
+    let mut found = 0;
+    for offset in pages_with_content(container, 100) {
+        flip_bit(container, offset + 24);
+        let written = fs::metadata(container).unwrap().modified().unwrap();
+        for verb in ["check", "list", "info", "tree"] {
+            let output = pitstop.command::<&str>(verb, &[]).output().unwrap();
+            let message = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code();
+            assert!(
+                code.is_some_and(|code| code != 101) && !message.contains("panicked"),
+                "`pitstop {verb}` with a flipped bit at {offset}: {} {message}",
+                output.status
+            );
+            if verb == "check" && code != Some(0) {
+                assert!([1, 2, 3].contains(&code.unwrap()), "check gave {code:?}");
+                found += 1;
+            }
+        }
+        let now = fs::metadata(container).unwrap().modified().unwrap();
+        assert_eq!(now, written, "a flip at {offset} led to a write");
+        flip_bit(container, offset + 24);
+    }
+    before.assert_same(container, "looking");
+    assert!(found > 0, "check found none of the flipped bits");
+    pitstop.assert_clean();
+}
+
+fn flip_bit(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, offset).unwrap();
+}
+
+/// Offsets of pages that are not all zeros, `limit` of them at most, spread over the file.
+fn pages_with_content(path: &Path, limit: usize) -> Vec<u64> {
+    let file = File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let mut page = [0; 4096];
+    let mut written = Vec::new();
+    for offset in (0..len / 4096).map(|page| page * 4096) {
+        file.read_exact_at(&mut page, offset).unwrap();
+        if page.iter().any(|byte| *byte != 0) {
+            written.push(offset);
+        }
+    }
+    // Metadata is a small part: all of the first pages, and samples of the rest.
+    let (first, rest) = written.split_at(written.len().min(limit / 2));
+    let step = rest.len().div_ceil(limit / 2).max(1);
+    first.iter().chain(rest.iter().step_by(step)).copied().collect()
+}
+
+/// A tmpfs of a few MiB, in the mount namespace of a process that ends with the test.
+struct TinyFileSystem {
+    _holder: Background,
+    folder: PathBuf,
+}
+
+impl TinyFileSystem {
+    fn mount(scratch: &Scratch, size_mib: u64) -> Self {
+        let folder = scratch.file("tiny");
+        fs::create_dir(&folder).unwrap();
+        // A symbolic link on the way would be followed outside of the other namespace.
+        let folder = folder.canonicalize().unwrap();
+        let script = format!(
+            "mount -t tmpfs -o size={size_mib}M none '{0}' && touch '{0}/mounted' && exec sleep 600",
+            folder.display()
+        );
+        let mut holder = Background::spawn(
+            "mount",
+            Command::new(system_program("unshare")).args(["--mount", "sh", "-c", &script]),
+            scratch.file("mount.log"),
+        );
+        // Others reach it through the process that sees it.
+        let folder = PathBuf::from(format!("/proc/{}/root{}", holder.pid(), folder.display()));
+        for _ in 0..500 {
+            if folder.join("mounted").exists() {
+                return Self { _holder: holder, folder };
+            }
+            let ended = holder.ended();
+            assert!(ended.is_none(), "mounting needs root\n{}", holder.log_tail());
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no mount after 5 s\n{}", holder.log_tail());
+    }
+}
+
+#[test]
+fn a_file_system_too_small_for_a_container_leaves_no_file() {
+    let scratch = Scratch::new("cli-too-small");
+    let tiny = TinyFileSystem::mount(&scratch, 4);
+    let pitstop = Pitstop::on(tiny.folder.join("disks.pit"));
+    let failure = pitstop.fails::<&str>("create", &[]);
+    assert_says(&failure, &["space"]);
+    assert!(!pitstop.container().exists(), "a part of a container was left");
+}
+
+#[test]
+fn a_file_system_that_fills_up_during_an_import_costs_only_the_import() {
+    let scratch = Scratch::new("cli-full");
+    let tiny = TinyFileSystem::mount(&scratch, 96);
+    let pitstop = Pitstop::on(tiny.folder.join("disks.pit"));
+    pitstop.run::<&str>("create", &[]);
+    let small = scratch.file("small.raw");
+    write_pattern_file(&small, 2 * MIB, 3);
+    pitstop.run("import", &["small", text(&small)]);
+    let before = pitstop.run::<&str>("list", &[]);
+
+    let large = scratch.file("large.raw");
+    write_pattern_file(&large, 128 * MIB, 4);
+    let failure = pitstop.fails("import", &["large", text(&large)]);
+    assert_says(&failure, &["space"]);
+    assert_eq!(pitstop.run::<&str>("list", &[]), before);
+    let exported = scratch.file("small.exported");
+    pitstop.run("export", &["small", text(&exported)]);
+    assert_eq!(sha256_of(&exported), sha256_of(&small));
+    pitstop.assert_clean();
+}
+
+#[test]
+fn a_second_daemon_and_data_verbs_are_told_who_holds_the_container() {
+    let scratch = Scratch::new("cli-second");
+    let pitstop = small_container(&scratch);
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    let holder = daemon.pid().to_string();
+
+    let others = [Export::writable("golden", scratch.socket("golden"))];
+    let failure = Pitstopd::fails(pitstop.container(), &others, &scratch.socket("second"));
+    assert_says(&failure, &["in use", "pitstopd", &holder]);
+    assert!(!scratch.socket("second").exists());
+    assert!(!scratch.socket("golden").exists());
+    let target = scratch.file("exported");
+    let failure = pitstop.fails("export", &["golden", text(&target)]);
+    assert_says(&failure, &["pitstopd", &holder]);
+    assert!(!target.exists());
+
+    // The first goes on: looking and changing work through it.
+    pitstop.run("snapshot", &["golden", "ci-2"]);
+    assert!(pitstop.run::<&str>("list", &[]).contains("ci-2"));
+    daemon.stop();
+    pitstop.assert_clean();
+    assert!(pitstop.run::<&str>("list", &[]).contains("ci-2"));
+}
+
+#[test]
+fn a_socket_in_a_missing_folder_is_refused_before_anything_is_served() {
+    let scratch = Scratch::new("cli-folder");
+    let pitstop = small_container(&scratch);
+    let before = Bytes::of(pitstop.container());
+    let missing = scratch.socket("no-such-folder/ci-1.sock");
+    let good = scratch.socket("golden");
+    let exports = [Export::writable("golden", &good), Export::writable("ci-1", &missing)];
+    let failure = Pitstopd::fails(pitstop.container(), &exports, &scratch.socket("control"));
+    assert_says(&failure, &["no-such-folder"]);
+    let control = scratch.socket("no-such-folder/control");
+    let failure = Pitstopd::fails(pitstop.container(), &exports[..1], &control);
+    assert_says(&failure, &["no-such-folder"]);
+    assert!(!good.exists() && !scratch.socket("control").exists());
+    before.assert_same_contents(pitstop.container(), "pitstopd");
+}
+
+#[test]
+fn a_volume_that_does_not_exist_is_named() {
+    let scratch = Scratch::new("cli-volume");
+    let pitstop = small_container(&scratch);
+    let before = Bytes::of(pitstop.container());
+    let target = scratch.file("exported");
+    let expected = ["no volume named 'nobody'"];
+    for (verb, arguments) in [
+        ("list", &["nobody"][..]),
+        ("info", &["nobody"]),
+        ("tree", &["nobody"]),
+        ("rename", &["nobody", "somebody"]),
+        ("delete", &["nobody"]),
+        ("snapshot", &["nobody", "ci-2"]),
+        ("refresh", &["nobody", "--source", "golden"]),
+        ("refresh", &["ci-1", "--source", "nobody"]),
+        ("export", &["nobody", text(&target)]),
+    ] {
+        assert_says(&pitstop.fails(verb, arguments), &expected);
+        before.assert_same_contents(pitstop.container(), verb);
+    }
+    assert!(!target.exists());
+    let exports = [Export::writable("nobody", scratch.socket("nobody"))];
+    let failure = Pitstopd::fails(pitstop.container(), &exports, &scratch.socket("control"));
+    assert_says(&failure, &expected);
+    before.assert_same_contents(pitstop.container(), "pitstopd");
+}
+
+#[test]
+fn names_and_sizes_that_cannot_be_are_refused() {
+    let scratch = Scratch::new("cli-arguments");
+    let pitstop = small_container(&scratch);
+    let before = Bytes::of(pitstop.container());
+    let absent = scratch.file("absent.raw");
+    let image = scratch.file("golden.raw");
+    for (verb, arguments, words) in [
+        ("create", &[][..], &["exists"][..]),
+        ("volume create", &["golden", "--size", "1M"], &["golden", "exists"]),
+        ("volume create", &["new", "--size", "many"], &["many"]),
+        ("volume create", &["new", "--size", "0"], &["0"]),
+        ("volume create", &["", "--size", "1M"], &["name"]),
+        ("snapshot", &["golden", "ci-1"], &["ci-1", "exists"]),
+        ("rename", &["ci-1", "golden"], &["golden", "exists"]),
+        ("refresh", &["ci-1", "--source", "ci-1"], &["itself"]),
+        ("import", &["golden", text(&image)], &["golden", "exists"]),
+        ("import", &["new", text(&absent)], &["absent.raw"]),
+    ] {
+        assert_says(&pitstop.fails(verb, arguments), words);
+        before.assert_same_contents(pitstop.container(), verb);
+    }
+    let failure = pitstop.fails::<&str>("frobnicate", &[]);
+    assert_eq!(failure.code, 2);
+}
+
+// req: R1 R2 R4 R5 R6
+#[test]
+fn copies_keep_their_instants_through_refreshes_between_unrelated_volumes() {
+    let scratch = Scratch::new("cli-refresh");
+    let pitstop = Pitstop::on(scratch.file("disks.pit"));
+    pitstop.run::<&str>("create", &[]);
+    let mut hashes = Vec::new();
+    for (seed, volume) in [(21, "a"), (22, "b")] {
+        let image = scratch.file(&format!("{volume}.raw"));
+        write_pattern_file(&image, 4 * MIB + 512, seed);
+        pitstop.run("import", &[volume, text(&image)]);
+        hashes.push(sha256_of(&image));
+    }
+    let hash_of = |volume: &str| {
+        let target = scratch.file("hash.raw");
+        pitstop.run("export", &[volume, text(&target), "--force"]);
+        sha256_of(&target)
+    };
+    let (a, b) = (&hashes[0], &hashes[1]);
+    pitstop.run("snapshot", &["a", "a-copy"]);
+    pitstop.run("snapshot", &["b", "b-copy"]);
+    pitstop.run("refresh", &["b", "--source", "a-copy"]);
+    pitstop.run("snapshot", &["b", "b-second"]);
+    pitstop.run("refresh", &["a", "--source", "b-copy"]);
+    for (volume, hash) in [("a", b), ("a-copy", a), ("b", a), ("b-copy", b), ("b-second", a)] {
+        assert_eq!(&hash_of(volume), hash, "volume {volume}");
+    }
+    // Sources may go; what was made from them stays.
+    for volume in ["a-copy", "b-copy", "b"] {
+        pitstop.run("delete", &[volume]);
+        pitstop.assert_clean();
+    }
+    assert_eq!(&hash_of("a"), b);
+    assert_eq!(&hash_of("b-second"), a);
+}
+
+// req: R30
+#[test]
+fn a_large_sparse_qcow2_comes_back_identical() {
+    let scratch = Scratch::new("cli-qcow2");
+    let pitstop = Pitstop::on(scratch.file("disks.pit"));
+    let source = scratch.file("source.qcow2");
+    let qemu_img = || Command::new(system_program("qemu-img"));
+    run(qemu_img().args(["create", "-q", "-f", "qcow2", text(&source), "40G"]));
+    run(Command::new(system_program("qemu-io"))
+        .args(["-f", "qcow2", "-c", "write -P 1 0 64k", "-c", "write -P 2 1G 3M"])
+        .args(["-c", "write -P 3 5368713728 512", "-c", "write -z 1025M 1M"])
+        .args(["-c", "write -P 4 21474771456 128k", "-c", "write -P 5 42949607424 64k"])
+        .arg(&source));
+    pitstop.run::<&str>("create", &[]);
+    pitstop.run("import", &["disk", text(&source)]);
+    let qcow2 = scratch.file("exported.qcow2");
+    let raw = scratch.file("exported.raw");
+    pitstop.run("export", &["disk", text(&qcow2), "-O", "qcow2"]);
+    pitstop.run("export", &["disk", text(&raw)]);
+    for (format, exported) in [("qcow2", &qcow2), ("raw", &raw)] {
+        run(qemu_img().args(["compare", "-f", "qcow2", "-F", format]).args([&source, exported]));
+        assert!(allocated_bytes(exported) < 16 * MIB, "{format} is not sparse");
+    }
+    run(qemu_img().args(["check", "-q", text(&qcow2)]));
+    pitstop.assert_clean();
+}
+
+// req: R29
+#[test]
+fn a_killed_daemon_leaves_a_container_that_opens_and_holds_what_was_said() {
+    let scratch = Scratch::new("cli-killed");
+    let pitstop = small_container(&scratch);
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    for round in 0..5 {
+        let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+        let name = format!("copy-{round}");
+        pitstop.run("snapshot", &["golden", &name]);
+        pitstop.run("refresh", &["ci-1", "--source", &name]);
+        daemon.kill();
+        pitstop.assert_clean();
+        assert!(pitstop.run::<&str>("list", &[]).contains(&name));
+    }
+    let exported = scratch.file("exported");
+    pitstop.run("export", &["ci-1", text(&exported)]);
+    assert_eq!(sha256_of(&exported), sha256_of(&scratch.file("golden.raw")));
+}
+
+#[test]
+fn capabilities_are_printed_as_qemus_backend_conventions_ask() {
+    let mut command = Command::new(pitstop_tests::pitstop_program("pitstopd"));
+    let said = run(command.args(["--print-capabilities"]));
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["type"], "block");
+    for feature in said["features"].as_array().unwrap() {
+        assert!(["read-only", "blk-file"].contains(&feature.as_str().unwrap()));
+    }
+}
+
+/// Keeps the name used: a process that outlives its test would hold its container.
+#[test]
+fn a_background_process_ends_with_its_handle() {
+    let scratch = Scratch::new("cli-background");
+    let log = scratch.file("sleep.log");
+    let sleep = Background::spawn("sleep", Command::new("sleep").arg("60"), log);
+    let folder = PathBuf::from(format!("/proc/{}", sleep.pid()));
+    assert!(folder.exists());
+    drop(sleep);
+    assert!(!folder.exists());
+}

@@ -1,0 +1,234 @@
+//! What can go wrong in the `pitstop` command, each with what the user can do next.
+//!
+//! Invariant: messages are lower case, one line, without control characters from files. They are printed once, by
+//! `main`. Does not: decide exit codes (see [`crate::verbs`]).
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::render::printable;
+
+/// Result of a part of a command.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The container refused or failed.
+    #[error("{}: {source}", shown(.container))]
+    Container {
+        /// Path of the container.
+        container: PathBuf,
+        /// What the container said.
+        source: pitstop_format::Error,
+    },
+    /// There is no such file.
+    #[error("there is no container {}; make one with `pitstop create {}`", shown(.container), shown(.container))]
+    NoContainer {
+        /// Path of the container.
+        container: PathBuf,
+    },
+    /// There is something of that name.
+    #[error("{} exists already; choose another name, or remove it first", shown(.container))]
+    ContainerExists {
+        /// Path of the container.
+        container: PathBuf,
+    },
+    /// A system call on a file failed.
+    #[error("cannot {what} {}: {source}", shown(.path))]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The file to export to is there already.
+    #[error("{} exists already; choose another name, or overwrite it with --force", shown(.path))]
+    TargetExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Something else than a file bears the name to export to.
+    #[error("{} exists and is not a regular file; choose another name for the image", shown(.path))]
+    TargetIsNoFile {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// A file that is neither a regular file nor a block device.
+    #[error("{} is not a regular file or block device; name a file that holds an image", shown(.path))]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An image that cannot be imported as it is.
+    #[error("{}: {problem}; {advice}", shown(.path))]
+    Image {
+        /// The image file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do about it.
+        advice: String,
+    },
+    /// Library imago could not read an image.
+    #[error(
+        "{}: the image cannot be read: {}; look for damage with `qemu-img check`",
+        shown(.path),
+        printable(&.source.to_string())
+    )]
+    ImageUnreadable {
+        /// The image file.
+        path: PathBuf,
+        /// The library's error.
+        source: io::Error,
+    },
+    /// Library imago could not write an image.
+    #[error("{}: the image cannot be written: {}", shown(.path), printable(&.source.to_string()))]
+    ImageUnwritable {
+        /// The image file.
+        path: PathBuf,
+        /// The library's error.
+        source: io::Error,
+    },
+    /// A daemon holds the container and the verb needs the file itself.
+    #[error(
+        "{} is held by {holder}, and a volume's data cannot be {verb} through it; stop that program first \
+         (`quit` on its control socket, or SIGTERM), then run this again",
+        shown(.container)
+    )]
+    HeldByDaemon {
+        /// Path of the container.
+        container: PathBuf,
+        /// Who holds it.
+        holder: HolderName,
+        /// `imported` or `exported`.
+        verb: &'static str,
+    },
+    /// Another program holds the container, and there is no talking to it.
+    #[error("{} is in use by {holder}; wait until it is done, or stop it, then run this again", shown(.container))]
+    InUse {
+        /// Path of the container.
+        container: PathBuf,
+        /// Who holds it.
+        holder: HolderName,
+    },
+    /// The holder's control socket does not answer.
+    #[error(
+        "{} is held by {holder}, but its control socket {} does not answer: {reason}; check the socket's permissions, or \
+         stop that program",
+        shown(.container),
+        shown(.socket)
+    )]
+    NoAnswer {
+        /// Path of the container.
+        container: PathBuf,
+        /// Who holds it.
+        holder: HolderName,
+        /// The control socket.
+        socket: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// The daemon refused a command; the text is the daemon's and says what to do.
+    #[error("{}", printable(.message))]
+    Refused {
+        /// The daemon's message.
+        message: String,
+    },
+    /// The daemon does not know the command.
+    #[error("{holder} does not know the command {command}; stop it, or run a pitstopd as new as this pitstop")]
+    Unknown {
+        /// Who holds the container.
+        holder: HolderName,
+        /// The QMP command.
+        command: &'static str,
+    },
+    /// The daemon answered with something else than the protocol says.
+    #[error(
+        "{holder} gave an answer to {command} that this pitstop does not understand: {reason}; run the same version of both"
+    )]
+    BadAnswer {
+        /// Who holds the container.
+        holder: HolderName,
+        /// The QMP command.
+        command: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+    /// No volume of that name in the answer.
+    #[error("no volume named '{}'; `pitstop list` shows the volumes", printable(.name))]
+    NoSuchVolume {
+        /// The name asked for.
+        name: String,
+    },
+    /// A structural check cannot run on a container that somebody writes to.
+    #[error(
+        "{} is held by {holder} and cannot be checked while that runs; stop it first (SIGTERM), then run this again",
+        shown(.container)
+    )]
+    CannotCheckHeld {
+        /// Path of the container.
+        container: PathBuf,
+        /// Who holds it.
+        holder: HolderName,
+    },
+    /// Signal handlers could not be set.
+    #[error("cannot watch for ctrl-c: {0}")]
+    Signals(io::Error),
+    /// The user or the system asked the command to stop.
+    #[error("interrupted; {undone}")]
+    Interrupted {
+        /// What was undone.
+        undone: &'static str,
+    },
+    /// Something that this program was sure of is not so.
+    #[error("cannot show the result as JSON: {0}; report this as a defect")]
+    Json(#[from] serde_json::Error),
+    /// Standard output failed.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+    /// The thread that reads ahead ended without a word.
+    #[error("the reading thread ended unexpectedly; report this as a defect")]
+    ReaderGone,
+}
+
+impl Error {
+    /// Puts a system error on `path` into words: `cannot WHAT PATH: ERROR`.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+        let path = path.to_owned();
+        move |source| Error::File { what, path, source }
+    }
+
+    /// Puts an error of the container at `path` into words.
+    pub(crate) fn container(path: &Path) -> impl FnOnce(pitstop_format::Error) -> Error + use<> {
+        let container = path.to_owned();
+        move |source| Error::Container { container, source }
+    }
+}
+
+/// Who holds a container, for people.
+#[derive(Debug, Clone)]
+pub(crate) struct HolderName {
+    /// Name of the program.
+    pub(crate) program: String,
+    /// Its process.
+    pub(crate) pid: Option<u32>,
+}
+
+impl fmt::Display for HolderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", printable(&self.program))?;
+        if let Some(pid) = self.pid {
+            write!(f, " (pid {pid})")?;
+        }
+        Ok(())
+    }
+}
+
+/// A path for a message.
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy())
+}

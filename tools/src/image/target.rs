@@ -1,0 +1,133 @@
+//! The file that an export makes: under a temporary name until it is complete.
+//!
+//! Invariant: at no instant does the target's name show an incomplete image; what is not finished is removed. Does not:
+//! know formats.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// Whether an existing file may be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overwrite {
+    /// It is an error.
+    Refuse,
+    /// It is replaced once the new file is complete.
+    Replace,
+}
+
+/// A file in the making.
+#[derive(Debug)]
+pub(crate) struct Target {
+    path: PathBuf,
+    overwrite: Overwrite,
+    temporary: NamedTempFile,
+}
+
+impl Target {
+    /// Starts a file that will become `path`.
+    pub(crate) fn create(path: &Path, overwrite: Overwrite) -> Result<Self> {
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && overwrite == Overwrite::Replace => {}
+            Ok(meta) if meta.is_file() => return Err(Error::TargetExists { path: path.to_owned() }),
+            Ok(_) => return Err(Error::TargetIsNoFile { path: path.to_owned() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("look at", path)(error)),
+        }
+        let folder = folder_of(path);
+        let temporary = tempfile::Builder::new()
+            .prefix(".pitstop-export-")
+            // As any new file: the process's umask decides.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(Error::file("make a file in", folder))?;
+        Ok(Self { path: path.to_owned(), overwrite, temporary })
+    }
+
+    /// The final path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A second handle to the file being written.
+    pub(crate) fn file(&self) -> Result<File> {
+        self.temporary.as_file().try_clone().map_err(Error::file("open", &self.path))
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        let Self { path, overwrite, temporary } = self;
+        temporary.as_file().sync_all().map_err(Error::file("sync", &path))?;
+        let persisted = match overwrite {
+            Overwrite::Replace => temporary.persist(&path),
+            Overwrite::Refuse => temporary.persist_noclobber(&path),
+        };
+        persisted.map_err(|error| match error.error.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::TargetExists { path: path.clone() },
+            _ => Error::file("name", &path)(error.error),
+        })?;
+        sync_folder(&path)
+    }
+}
+
+/// Makes the name of a new file durable.
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(Error::file("sync", folder))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_target_appears_only_when_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        let target = Target::create(&path, Overwrite::Refuse).unwrap();
+        target.file().unwrap().write_all(b"x").unwrap();
+        assert!(!path.exists());
+        drop(target);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
+        let target = Target::create(&path, Overwrite::Refuse).unwrap();
+        target.finish().unwrap();
+        assert!(path.exists());
+        assert!(matches!(Target::create(&path, Overwrite::Refuse), Err(Error::TargetExists { .. })));
+        Target::create(&path, Overwrite::Replace).unwrap().finish().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        let target = Target::create(&path, Overwrite::Refuse).unwrap();
+        std::fs::write(&path, b"mine").unwrap();
+        assert!(matches!(target.finish(), Err(Error::TargetExists { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_target_that_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(Target::create(folder.path(), Overwrite::Replace), Err(Error::TargetIsNoFile { .. })));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        assert!(matches!(Target::create(&link, Overwrite::Replace), Err(Error::TargetIsNoFile { .. })));
+    }
+}

@@ -1,0 +1,281 @@
+//! The `pitstop` command: makes, inspects, converts and checks containers.
+//!
+//! This file holds the arguments, and hands them to one module a verb ([`verbs`]). Exit codes: 0 done, 1 an error that
+//! standard error explains, 2 wrong usage; `check` has more. Does not: touch containers.
+
+#![forbid(unsafe_code)]
+
+mod copy;
+mod error;
+mod image;
+mod interrupt;
+mod progress;
+mod qmp;
+mod render;
+mod session;
+mod size;
+mod verbs;
+mod view;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::Result;
+use crate::image::{Backing, Format, Overwrite};
+use crate::render::Output;
+use crate::session::Connected;
+use crate::verbs::export::Export;
+use crate::verbs::import::Import;
+
+/// Work with Pitstop containers: files that hold many virtual disks, their snapshots and copies.
+///
+/// Every verb has the same shape: pitstop VERB CONTAINER [VOLUME] [more]. A container that a daemon (pitstopd) holds is
+/// reached through the daemon; one that nobody holds is opened directly. The command is the same.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pitstop",
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        pitstop create disks.pit\n  \
+        pitstop import disks.pit golden debian-12.qcow2\n  \
+        pitstop snapshot disks.pit golden ci-1\n  \
+        pitstop refresh disks.pit ci-1 --source golden\n  \
+        pitstop tree disks.pit"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make an empty container
+    #[command(after_help = "Example:\n  pitstop create disks.pit --label 'ci host 7'")]
+    Create {
+        /// The file to make; it must not exist
+        container: PathBuf,
+        /// A text of your own, shown by `info`
+        #[arg(long, default_value = "", hide_default_value = true)]
+        label: String,
+    },
+    /// Make volumes
+    Volume {
+        #[command(subcommand)]
+        verb: VolumeVerb,
+    },
+    /// Give a volume another name
+    #[command(after_help = "Example:\n  pitstop rename disks.pit golden golden-2025")]
+    Rename {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// Its new name
+        new_name: String,
+    },
+    /// Delete a volume; copies made from it keep their contents
+    #[command(after_help = "Example:\n  pitstop delete disks.pit ci-1")]
+    Delete {
+        #[command(flatten)]
+        volume: VolumeArgs,
+    },
+    /// List the volumes
+    #[command(after_help = "Examples:\n  pitstop list disks.pit\n  pitstop list disks.pit ci-1 --output json")]
+    List(Look),
+    /// Show a container, or one volume and its layers
+    #[command(after_help = "Examples:\n  pitstop info disks.pit\n  pitstop info disks.pit ci-1")]
+    Info(Look),
+    /// Draw volumes and the copies made from them
+    #[command(after_help = "Examples:\n  pitstop tree disks.pit\n  pitstop tree disks.pit golden --output json")]
+    Tree(Look),
+    /// Make a volume with the contents of an image file
+    ///
+    /// Areas that are zero or sparse in the image take no space in the container. The volume appears under its name only
+    /// when it is complete.
+    #[command(after_help = "Examples:\n  \
+        pitstop import disks.pit golden debian-12.qcow2\n  \
+        pitstop import disks.pit data disk.img -f raw")]
+    Import {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The image
+        file: PathBuf,
+        /// Format of the image; if absent, a file with qcow2 magic is qcow2 and any other raw
+        #[arg(short, long, value_name = "FORMAT")]
+        format: Option<Format>,
+        /// Follow the backing file or external data file that the image names
+        ///
+        /// Only for images from somebody you trust: an image can name any file that you can read.
+        #[arg(long)]
+        allow_backing: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Make an image file with the contents of a volume
+    ///
+    /// Areas that are zero take no space in the image. The file appears under its name only when it is complete.
+    #[command(after_help = "Examples:\n  \
+        pitstop export disks.pit golden golden.img\n  \
+        pitstop export disks.pit golden golden.qcow2 -O qcow2")]
+    Export {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The image to make
+        file: PathBuf,
+        /// Format of the image
+        #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
+        format: Format,
+        /// Replace the file if it exists
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume that is a point-in-time copy of another, at once
+    ///
+    /// Nothing is copied; both can be written at any time. Guests that use the source go on.
+    #[command(after_help = "Example:\n  pitstop snapshot disks.pit golden ci-1")]
+    Snapshot {
+        /// The container
+        container: PathBuf,
+        /// The volume to copy
+        source: String,
+        /// Name of the copy
+        new_name: String,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Replace a volume's contents by a point-in-time copy of another, at once
+    ///
+    /// Nothing is copied. Copies made of the volume before keep its old contents. Guests that use the source go on.
+    #[command(after_help = "Example:\n  pitstop refresh disks.pit ci-1 --source golden")]
+    Refresh {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The volume to copy
+        #[arg(long, value_name = "VOLUME")]
+        source: String,
+        /// Refresh even if a guest is connected to the volume
+        ///
+        /// The guest's disk changes under its file system, which it will take for damage: power it off first.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Check the structure of a container
+    ///
+    /// Exit codes are those of qemu-img check: 0 clean, 1 could not check, 2 corrupt, 3 leaks only, 63 not supported.
+    #[command(after_help = "Example:\n  pitstop check disks.pit")]
+    Check {
+        /// The container
+        container: PathBuf,
+        #[command(flatten)]
+        show: Show,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeVerb {
+    /// Make a volume that reads as zeros
+    #[command(after_help = "Example:\n  pitstop volume create disks.pit scratch --size 20G")]
+    Create {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// Its size: bytes, or a number with K, M, G, T or P (powers of 1024)
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        #[command(flatten)]
+        show: Show,
+    },
+}
+
+/// A volume of a container.
+#[derive(Debug, Args)]
+struct VolumeArgs {
+    /// The container
+    container: PathBuf,
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    name: String,
+}
+
+/// What is looked at, and for whom.
+#[derive(Debug, Args)]
+struct Look {
+    /// The container
+    container: PathBuf,
+    /// Only this volume
+    #[arg(value_name = "VOLUME")]
+    name: Option<String>,
+    #[command(flatten)]
+    show: Show,
+}
+
+/// For whom the result is.
+#[derive(Debug, Args)]
+struct Show {
+    /// How to show the result
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    output: Output,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pitstop: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Create { container, label } => verbs::create::run(&container, &label)?,
+        Verb::Volume { verb: VolumeVerb::Create { volume, size, show } } => {
+            verbs::volume_create::run(&volume.container, &volume.name, size, show.output)?;
+        }
+        Verb::Rename { volume, new_name } => verbs::rename::run(&volume.container, &volume.name, &new_name)?,
+        Verb::Delete { volume } => verbs::delete::run(&volume.container, &volume.name)?,
+        Verb::List(look) => verbs::list::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Info(look) => verbs::info::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Tree(look) => verbs::tree::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Import { volume, file, format, allow_backing, show } => {
+            let backing = if allow_backing { Backing::Follow } else { Backing::Refuse };
+            let VolumeArgs { container, name } = &volume;
+            verbs::import::run(&Import { path: container, name, file: &file, format, backing, output: show.output })?;
+        }
+        Verb::Export { volume, file, format, force } => {
+            let overwrite = if force { Overwrite::Replace } else { Overwrite::Refuse };
+            let VolumeArgs { container, name } = &volume;
+            verbs::export::run(&Export { path: container, name, file: &file, format, overwrite })?;
+        }
+        Verb::Snapshot { container, source, new_name, show } => {
+            verbs::snapshot::run(&container, &source, &new_name, show.output)?;
+        }
+        Verb::Refresh { volume, source, force, show } => {
+            let connected = if force { Connected::Force } else { Connected::Spare };
+            verbs::refresh::run(&volume.container, &volume.name, &source, connected, show.output)?;
+        }
+        Verb::Check { container, show } => return Ok(check(&container, show.output)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(container: &std::path::Path, output: Output) -> ExitCode {
+    let verdict = verbs::check::run(container, output).unwrap_or_else(|error| {
+        eprintln!("pitstop: {error}");
+        verbs::check::verdict_of(&error)
+    });
+    ExitCode::from(verdict.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

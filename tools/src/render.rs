@@ -1,0 +1,223 @@
+//! Results for people (tables, blocks, trees) and for programs (JSON).
+//!
+//! Invariant: text that comes from a container or an image passes [`printable`] before a terminal sees it; JSON carries
+//! exact bytes and is what the views serialize to. Does not: fetch anything.
+
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::size::human;
+use crate::view::{CheckView, ContainerView, LayerView, OriginView, SeverityView, StateView, Verdict, VolumeView};
+
+/// For whom a result is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Output {
+    /// Text for people
+    #[default]
+    Human,
+    /// JSON for programs: exact bytes, nanoseconds since 1970
+    Json,
+}
+
+/// Prints `value` as JSON or as what `text` makes of it.
+pub(crate) fn show<T: Serialize>(output: Output, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+    let text = match output {
+        Output::Human => text(value),
+        Output::Json => serde_json::to_string_pretty(value)? + "\n",
+    };
+    print(&text)
+}
+
+/// Prints text; that nobody reads it (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Text without anything that a terminal would obey: control characters are shown as escapes.
+pub(crate) fn printable(text: &str) -> String {
+    // The marks that turn the direction of text can disguise a name as well as an escape sequence can.
+    let obeyed = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// An instant: RFC 3339 in UTC, to the millisecond.
+pub(crate) fn instant(unix_ns: i64) -> String {
+    match Timestamp::from_nanosecond(i128::from(unix_ns)) {
+        Ok(timestamp) => format!("{timestamp:.3}"),
+        Err(_) => format!("{unix_ns} ns"),
+    }
+}
+
+/// The table of `pitstop list`.
+pub(crate) fn volume_table(volumes: &[VolumeView]) -> String {
+    if volumes.is_empty() {
+        return "no volumes; make one with `pitstop volume create` or `pitstop import`\n".to_owned();
+    }
+    let mut rows = vec![["NAME", "SIZE", "OWN", "STATE", "COPY OF", "AS OF"].map(str::to_owned)];
+    for volume in volumes {
+        let (source, as_of) = match &volume.origin {
+            Some(origin) => (printable(&origin.name), instant(origin.instant_unix_ns)),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let (size, own) = (human(volume.size_bytes), human(volume.allocated_bytes));
+        rows.push([printable(&volume.name), size, own, state(volume.state).to_owned(), source, as_of]);
+    }
+    table(&rows, &[1, 2])
+}
+
+/// What a command that made or changed a volume says.
+pub(crate) fn volume_line(volume: &VolumeView) -> String {
+    let name = printable(&volume.name);
+    let size = human(volume.size_bytes);
+    match &volume.origin {
+        Some(OriginView { name: source, instant_unix_ns, .. }) => {
+            format!("{name}: {size}, copy of {} as of {}\n", printable(source), instant(*instant_unix_ns))
+        }
+        None => format!("{name}: {size}\n"),
+    }
+}
+
+/// `pitstop info` of a container.
+pub(crate) fn container_block(container: &ContainerView, holder: Option<&str>) -> String {
+    let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
+    let mut lines = vec![("uuid", container.uuid.clone())];
+    if !container.label.is_empty() {
+        lines.push(("label", printable(&container.label)));
+    }
+    lines.extend([
+        ("made", instant(container.created_unix_ns)),
+        ("format version", container.version.to_string()),
+        ("volumes", container.volume_count.to_string()),
+        ("layers", container.layer_count.to_string()),
+        ("file length", exact(container.file_len_bytes)),
+        ("allocated", exact(container.allocated_bytes)),
+        ("free in the file", exact(container.free_bytes)),
+        ("journal", exact(container.journal_len_bytes)),
+        ("block, chunk", format!("{}, {}", human(container.block_len_bytes), human(container.chunk_len_bytes))),
+        ("generation", container.generation.to_string()),
+    ]);
+    if let Some(holder) = holder {
+        lines.push(("held by", printable(holder)));
+    }
+    if let Some(failure) = &container.failure {
+        lines.push(("failed", printable(failure)));
+    }
+    block(&lines)
+}
+
+/// `pitstop info` of a volume, with the layers that a read may look through, head first.
+pub(crate) fn volume_block(volume: &VolumeView, layers: &[LayerView]) -> String {
+    let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
+    let mut lines = vec![
+        ("name", printable(&volume.name)),
+        ("uuid", volume.uuid.clone()),
+        ("size", exact(volume.size_bytes)),
+        ("made", instant(volume.created_unix_ns)),
+    ];
+    if let Some(origin) = &volume.origin {
+        lines.push(("copy of", printable(&origin.name)));
+        lines.push(("as of", instant(origin.instant_unix_ns)));
+    }
+    lines.extend([
+        ("state", state(volume.state).to_owned()),
+        ("own data", exact(volume.allocated_bytes)),
+        ("depth", volume.depth.to_string()),
+    ]);
+    let mut text = block(&lines);
+    if !layers.is_empty() {
+        let mut rows = vec![["LAYER", "KIND", "ALLOCATED", "OWNER", "CHILDREN"].map(str::to_owned)];
+        for layer in layers {
+            let owner = match layer.owner {
+                Some(owner) if owner == volume.id => "this volume".to_owned(),
+                Some(owner) => format!("volume {owner}"),
+                None => "-".to_owned(),
+            };
+            let kind = printable(&layer.kind);
+            rows.push([layer.id.to_string(), kind, human(layer.allocated_bytes), owner, layer.children.to_string()]);
+        }
+        text.push('\n');
+        text.push_str(&table(&rows, &[0, 2, 4]));
+    }
+    text
+}
+
+/// `pitstop check`.
+pub(crate) fn check_text(report: &CheckView) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let severity = match finding.severity {
+            SeverityView::Corruption => "corruption",
+            SeverityView::Leak => "leak",
+            SeverityView::Note => "note",
+        };
+        let (place, message) = (printable(&finding.place), printable(&finding.message));
+        let (id, rule) = (printable(&finding.id), printable(&finding.rule));
+        text.push_str(&format!("{severity}: {place}: {message} [{id}, {rule}]\n"));
+    }
+    let all = report.corruptions + report.leaks + report.notes;
+    let shown = report.findings.len() as u64;
+    if shown < all {
+        text.push_str(&format!("and {} more\n", all - shown));
+    }
+    let counted = |number: u64, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
+    let counts = format!("{}, {}", counted(report.corruptions, "corruption"), counted(report.leaks, "leak"));
+    text.push_str(&match report.verdict() {
+        Verdict::Clean => "no errors were found\n".to_owned(),
+        Verdict::Leaks => format!("{counts}: space is lost, data is safe\n"),
+        _ => format!("{counts}: export what can be read, and restore the container from a copy\n"),
+    });
+    text
+}
+
+/// How a state is called.
+pub(crate) const fn state(state: StateView) -> &'static str {
+    match state {
+        StateView::Virtual => "virtual",
+        StateView::Real => "real",
+    }
+}
+
+/// Lines of `name: value`, values under one another.
+fn block(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
+    lines.iter().map(|(name, value)| format!("{:width$} {value}\n", format!("{name}:"))).collect()
+}
+
+/// Columns under one another, two spaces apart; `right` are the columns whose values end together.
+fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let padding = " ".repeat(width - cell.chars().count());
+            let (before, after) = if right.contains(&index) { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            line.push_str(before);
+            line.push_str(cell);
+            line.push_str(after);
+            line.push_str("  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+pub(crate) mod tests;

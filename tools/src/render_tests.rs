@@ -1,0 +1,152 @@
+use super::*;
+use crate::view::FindingView;
+
+/// A volume of 20 GiB with 2 MiB of data; `origin` is the source's id, name and instant.
+pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> VolumeView {
+    VolumeView {
+        id,
+        name: name.to_owned(),
+        uuid: format!("00000000-0000-4000-8000-{id:012}"),
+        size_bytes: 20 << 30,
+        created_unix_ns: 1_700_000_000_123_456_789,
+        state: if origin.is_some() { StateView::Virtual } else { StateView::Real },
+        origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
+            volume,
+            name: name.to_owned(),
+            instant_unix_ns,
+        }),
+        allocated_bytes: 2 << 20,
+        head: id,
+        depth: 2,
+    }
+}
+
+#[test]
+fn the_list_is_a_table() {
+    let volumes = [volume(1, "golden", None), volume(2, "ci-1", Some((1, "golden", 1_700_000_000_000_000_000)))];
+    assert_eq!(
+        volume_table(&volumes),
+        "NAME      SIZE    OWN  STATE    COPY OF  AS OF\n\
+         golden  20 GiB  2 MiB  real     -        -\n\
+         ci-1    20 GiB  2 MiB  virtual  golden   2023-11-14T22:13:20.000Z\n"
+    );
+    assert_eq!(volume_table(&[]), "no volumes; make one with `pitstop volume create` or `pitstop import`\n");
+}
+
+#[test]
+fn a_volume_is_shown_with_its_layers() {
+    let layer = LayerView {
+        id: 12,
+        kind: "head".into(),
+        parent: Some(7),
+        owner: Some(2),
+        size_bytes: 20 << 30,
+        allocated_bytes: 2 << 20,
+        children: 0,
+    };
+    let below = LayerView { id: 7, kind: "frozen".into(), owner: Some(1), parent: None, children: 3, ..layer.clone() };
+    assert_eq!(
+        volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &[layer, below]),
+        "name:     ci-1\n\
+         uuid:     00000000-0000-4000-8000-000000000002\n\
+         size:     20 GiB (21474836480 bytes)\n\
+         made:     2023-11-14T22:13:20.123Z\n\
+         copy of:  golden\n\
+         as of:    1970-01-01T00:00:00.000Z\n\
+         state:    virtual\n\
+         own data: 2 MiB (2097152 bytes)\n\
+         depth:    2\n\
+         \n\
+         LAYER  KIND    ALLOCATED  OWNER        CHILDREN\n   \
+            12  head        2 MiB  this volume         0\n    \
+             7  frozen      2 MiB  volume 1            3\n"
+    );
+}
+
+#[test]
+fn a_container_is_shown_as_a_block() {
+    let mut container = ContainerView {
+        uuid: "u".into(),
+        label: "ci\x1b[31m".into(),
+        version: 1,
+        block_len_bytes: 4096,
+        chunk_len_bytes: 256 << 10,
+        file_len_bytes: 3 << 30,
+        allocated_bytes: 2 << 30,
+        free_bytes: 1 << 30,
+        journal_len_bytes: 64 << 20,
+        volume_count: 2,
+        layer_count: 3,
+        generation: 17,
+        created_unix_ns: 0,
+        failure: None,
+    };
+    let text = container_block(&container, None);
+    assert!(text.contains("label:            ci\\u{1b}[31m\n"), "{text}");
+    assert!(text.contains("file length:      3 GiB (3221225472 bytes)\n"), "{text}");
+    assert!(text.contains("block, chunk:     4 KiB, 256 KiB\n"), "{text}");
+    assert!(text.ends_with("generation:       17\n"), "{text}");
+    container.label.clear();
+    container.failure = Some("no space\n".into());
+    let text = container_block(&container, Some("pitstopd (pid 7)"));
+    assert!(
+        text.ends_with("held by:          pitstopd (pid 7)\nfailed:           no space\\n\n")
+            && !text.contains("label"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_check_says_what_to_do() {
+    let finding = |severity| FindingView {
+        id: "CHK-18".into(),
+        severity,
+        place: "slab 9".into(),
+        message: "has no owner".into(),
+        rule: "ALC-3".into(),
+    };
+    let counts = serde_json::Map::new();
+    let mut report = CheckView { findings: vec![], corruptions: 0, leaks: 0, notes: 0, counts };
+    assert_eq!(check_text(&report), "no errors were found\n");
+    report.findings.push(finding(SeverityView::Note));
+    report.notes = 1;
+    assert_eq!(check_text(&report), "note: slab 9: has no owner [CHK-18, ALC-3]\nno errors were found\n");
+    report.findings = vec![finding(SeverityView::Leak)];
+    (report.leaks, report.notes) = (1, 0);
+    assert_eq!(
+        check_text(&report),
+        "leak: slab 9: has no owner [CHK-18, ALC-3]\n0 corruptions, 1 leak: space is lost, data is safe\n"
+    );
+    report.corruptions = 5000;
+    let text = check_text(&report);
+    assert!(
+        text.ends_with(
+            "and 5000 more\n5000 corruptions, 1 leak: export what can be read, and restore the container from a copy\n"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_result_line_names_source_and_instant() {
+    assert_eq!(volume_line(&volume(1, "golden", None)), "golden: 20 GiB\n");
+    assert_eq!(
+        volume_line(&volume(2, "ci-1", Some((1, "golden", 1_000_000)))),
+        "ci-1: 20 GiB, copy of golden as of 1970-01-01T00:00:00.001Z\n"
+    );
+}
+
+#[test]
+fn instants_of_any_value_are_shown() {
+    assert_eq!(instant(-1_000_000), "1969-12-31T23:59:59.999Z");
+    for extreme in [i64::MIN, i64::MAX] {
+        assert!(instant(extreme).ends_with('Z'));
+    }
+}
+
+#[test]
+fn a_terminal_is_not_taken_over_by_names() {
+    assert_eq!(printable("gold\x1b]0;x\x07en\n"), "gold\\u{1b}]0;x\\u{7}en\\n");
+    assert_eq!(printable("a\u{202e}b\u{9b}c"), "a\\u{202e}b\\u{9b}c");
+    assert_eq!(printable("größe 大 é"), "größe 大 é");
+}

@@ -1,0 +1,136 @@
+//! A container that a daemon holds, through the daemon's control socket.
+//!
+//! Invariant: every answer is turned into the same shapes that an open container gives; a refusal is shown in the
+//! daemon's own words. Does not: speak the protocol itself (see [`crate::qmp`]), or move volume data.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pitstop_format::Holder;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{Connected, Session, name_of};
+use crate::error::{Error, HolderName, Result};
+use crate::qmp::{Qmp, QmpError};
+use crate::view::{self, ContainerView, LayerView, VolumeView};
+
+/// Longest time for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a command: the daemon may be committing for busy guests.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connection to the daemon that holds a container.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    container: PathBuf,
+    holder: Holder,
+    socket: PathBuf,
+    qmp: Qmp,
+}
+
+impl Daemon {
+    /// Connects to `holder` of `container` at `socket`.
+    pub(super) fn connect(container: &Path, holder: Holder, socket: &Path) -> Result<Self> {
+        match Qmp::connect(socket, CONNECT_TIMEOUT) {
+            Ok(mut qmp) => {
+                qmp.set_timeout(COMMAND_TIMEOUT);
+                Ok(Self { container: container.to_owned(), holder, socket: socket.to_owned(), qmp })
+            }
+            Err(error) => Err(Error::NoAnswer {
+                container: container.to_owned(),
+                holder: name_of(&holder),
+                socket: socket.to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Who this is, for messages: with the version that it greeted with.
+    pub(super) fn holder_name(&self) -> HolderName {
+        let HolderName { program, pid } = name_of(&self.holder);
+        // `pitstop 0.1.0`; the version is what is worth knowing.
+        let package = self.qmp.greeting().pointer("/version/package").and_then(Value::as_str).unwrap_or_default();
+        match package.rsplit(' ').next() {
+            Some(version) if !version.is_empty() => HolderName { program: format!("{program} {version}"), pid },
+            _ => HolderName { program, pid },
+        }
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, command: &'static str, arguments: Value) -> Result<T> {
+        let answer = self.tell(command, arguments)?;
+        self.understand(command, answer)
+    }
+
+    /// For the commands that answer with the volume that they made or changed.
+    fn ask_volume(&mut self, command: &'static str, arguments: Value) -> Result<VolumeView> {
+        let mut answer = self.tell(command, arguments)?;
+        self.understand(command, answer.get_mut("volume").map(Value::take).unwrap_or_default())
+    }
+
+    fn understand<T: DeserializeOwned>(&self, command: &'static str, answer: Value) -> Result<T> {
+        view::view(answer).map_err(|error| Error::BadAnswer {
+            holder: self.holder_name(),
+            command,
+            reason: error.to_string(),
+        })
+    }
+
+    fn tell(&mut self, command: &'static str, arguments: Value) -> Result<Value> {
+        self.qmp.execute(command, arguments).map_err(|error| match error {
+            error if error.is_command_not_found() => Error::Unknown { holder: self.holder_name(), command },
+            QmpError::Command { desc, .. } => Error::Refused { message: desc },
+            error => Error::NoAnswer {
+                container: self.container.clone(),
+                holder: self.holder_name(),
+                socket: self.socket.clone(),
+                reason: error.to_string(),
+            },
+        })
+    }
+}
+
+impl Session for Daemon {
+    fn container(&mut self) -> Result<ContainerView> {
+        self.ask("x-pitstop-query-container", Value::Null)
+    }
+
+    fn volumes(&mut self) -> Result<Vec<VolumeView>> {
+        let mut volumes: Vec<VolumeView> = self.ask("x-pitstop-query-volumes", Value::Null)?;
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(volumes)
+    }
+
+    fn layers(&mut self) -> Result<Vec<LayerView>> {
+        self.ask("x-pitstop-query-layers", Value::Null)
+    }
+
+    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView> {
+        self.ask_volume("x-pitstop-volume-create", json!({ "name": name, "size": size_bytes }))
+    }
+
+    fn delete_volume(&mut self, name: &str) -> Result<()> {
+        self.tell("x-pitstop-volume-delete", json!({ "name": name })).map(drop)
+    }
+
+    fn rename_volume(&mut self, name: &str, new_name: &str) -> Result<()> {
+        self.tell("x-pitstop-volume-rename", json!({ "name": name, "new-name": new_name })).map(drop)
+    }
+
+    fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView> {
+        self.ask_volume("x-pitstop-snapshot", json!({ "source": source, "name": new_name }))
+    }
+
+    fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView> {
+        let force = connected == Connected::Force;
+        self.ask_volume("x-pitstop-refresh", json!({ "name": name, "source": source, "force": force }))
+    }
+
+    fn holder(&self) -> Option<&Holder> {
+        Some(&self.holder)
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! A container that this program opens itself.
+//!
+//! Invariant: a container opened for changes is announced to others while it is held, if that can be, and closed cleanly
+//! after a bounded amount of background work. Does not: talk to daemons.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pitstop_format::{Container, FileDisk, Holder, Maintained};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Access, Connected, Session, mode_of};
+use crate::error::{Error, Result};
+use crate::view::{self, ContainerView, LayerView, VolumeView};
+
+/// Most steps of background work (freeing what a deleted volume used) before a command returns; what remains is done by
+/// the next one, or by the daemon.
+const MAX_MAINTENANCE_STEPS: u32 = 4096;
+/// Longest time that these steps may take.
+const MAX_MAINTENANCE_TIME: Duration = Duration::from_secs(3);
+
+/// An open container.
+#[derive(Debug)]
+pub(crate) struct Direct {
+    path: PathBuf,
+    access: Access,
+    container: Container,
+}
+
+impl Direct {
+    /// Opens the container on `disk`, whose file is `path`.
+    pub(super) fn open(path: &Path, disk: Arc<FileDisk>, access: Access) -> Result<Self> {
+        if access == Access::Change {
+            let holder = Holder { pid: std::process::id(), program: "pitstop".to_owned(), control: None };
+            // A courtesy to those who find the container locked. It fails where the file system is full or refuses new
+            // files; deleting volumes must work there all the same.
+            drop(disk.announce(&holder));
+        }
+        let container = Container::open(disk, mode_of(access)).map_err(Error::container(path))?;
+        Ok(Self { path: path.to_owned(), access, container })
+    }
+
+    /// The container, for verbs that move data.
+    pub(crate) fn opened(&self) -> &Container {
+        &self.container
+    }
+
+    /// Puts an error of this container into words.
+    pub(crate) fn failed(&self) -> impl FnOnce(pitstop_format::Error) -> Error + use<> {
+        Error::container(&self.path)
+    }
+
+    /// Does a bounded amount of background work and closes the container cleanly.
+    pub(crate) fn finish(self) -> Result<()> {
+        if self.access == Access::Read {
+            return Ok(());
+        }
+        let deadline = Instant::now() + MAX_MAINTENANCE_TIME;
+        for _ in 0..MAX_MAINTENANCE_STEPS {
+            let done = self.container.maintain().map_err(Error::container(&self.path))?;
+            if done == Maintained::Idle || Instant::now() >= deadline {
+                break;
+            }
+        }
+        self.container.close().map_err(Error::container(&self.path))
+    }
+}
+
+impl Session for Direct {
+    fn container(&mut self) -> Result<ContainerView> {
+        view(&self.container.info())
+    }
+
+    fn volumes(&mut self) -> Result<Vec<VolumeView>> {
+        view(&self.container.volumes())
+    }
+
+    fn layers(&mut self) -> Result<Vec<LayerView>> {
+        view(&self.container.layers())
+    }
+
+    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView> {
+        view(&self.container.create_volume(name, size_bytes).map_err(self.failed())?)
+    }
+
+    fn delete_volume(&mut self, name: &str) -> Result<()> {
+        self.container.delete_volume(name).map_err(self.failed())
+    }
+
+    fn rename_volume(&mut self, name: &str, new_name: &str) -> Result<()> {
+        self.container.rename_volume(name, new_name).map_err(self.failed())
+    }
+
+    fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView> {
+        view(&self.container.snapshot(source, new_name).map_err(self.failed())?)
+    }
+
+    fn refresh(&mut self, name: &str, source: &str, _connected: Connected) -> Result<VolumeView> {
+        // Nobody but this program has the container, so no guest is connected.
+        view(&self.container.refresh(name, source).map_err(self.failed())?)
+    }
+
+    fn holder(&self) -> Option<&Holder> {
+        None
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.finish()
+    }
+}
+
+/// Turns what the container library gives into the shape that verbs work with.
+pub(super) fn view<T: Serialize, V: DeserializeOwned>(value: &T) -> Result<V> {
+    Ok(view::view(serde_json::to_value(value)?)?)
+}

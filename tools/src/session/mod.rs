@@ -1,0 +1,179 @@
+//! One way to a container, whoever holds it: the file itself, or the daemon that serves it.
+//!
+//! Invariant: a verb works through [`Session`] and cannot tell the two apart; both give the same shapes and are durable
+//! when they return. A container that is closed is opened here; one that a daemon holds is reached through the control
+//! socket that its lock names. Does not: render, or move volume data (see [`Direct::opened`] for the verbs that do).
+
+mod daemon;
+mod direct;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pitstop_format::{FileDisk, Holder, OpenMode, check, holder_of};
+
+use self::daemon::Daemon;
+pub(crate) use self::direct::Direct;
+use crate::error::{Error, HolderName, Result};
+use crate::view::{CheckView, ContainerView, LayerView, VolumeView};
+
+/// How long a container that another short command holds, or a socket that is not up yet, is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to sleep between two tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(40);
+
+/// What a command wants to do with a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Look, beside other readers.
+    Read,
+    /// Change, alone.
+    Change,
+}
+
+/// Whether a volume that a guest uses may lose its contents under that guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connected {
+    /// Refuse.
+    Spare,
+    /// Do it: the user said `--force`.
+    Force,
+}
+
+/// The operations that every verb uses.
+pub(crate) trait Session {
+    /// The container as a whole.
+    fn container(&mut self) -> Result<ContainerView>;
+    /// All volumes, sorted by name.
+    fn volumes(&mut self) -> Result<Vec<VolumeView>>;
+    /// All layers.
+    fn layers(&mut self) -> Result<Vec<LayerView>>;
+    /// Makes an empty volume of `size_bytes`.
+    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView>;
+    /// Deletes a volume; copies made from it keep their contents.
+    fn delete_volume(&mut self, name: &str) -> Result<()>;
+    /// Gives a volume another name.
+    fn rename_volume(&mut self, name: &str, new_name: &str) -> Result<()>;
+    /// Makes `new_name` a point-in-time copy of `source`.
+    fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView>;
+    /// Makes the existing volume `name` a point-in-time copy of `source`.
+    fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView>;
+    /// Who serves the container, when it is not this program.
+    fn holder(&self) -> Option<&Holder>;
+    /// Ends the session; a container opened here is brought to rest.
+    fn close(self: Box<Self>) -> Result<()>;
+
+    /// One volume.
+    fn volume(&mut self, name: &str) -> Result<VolumeView> {
+        let found = self.volumes()?.into_iter().find(|volume| volume.name == name);
+        found.ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })
+    }
+}
+
+/// Opens the container at `path` one way or the other, does `work`, and closes it whatever came out.
+pub(crate) fn with<T>(path: &Path, access: Access, work: impl FnOnce(&mut dyn Session) -> Result<T>) -> Result<T> {
+    let mut session = open(path, access)?;
+    let result = work(session.as_mut());
+    let closed = session.close();
+    let value = result?;
+    closed.map(|()| value)
+}
+
+fn open(path: &Path, access: Access) -> Result<Box<dyn Session>> {
+    Ok(match reach(path, mode_of(access))? {
+        Reached::File(disk) => Box::new(Direct::open(path, disk, access)?),
+        Reached::Daemon(daemon) => Box::new(daemon),
+    })
+}
+
+/// Opens the container's file itself, for a verb that moves data (`verb`: "imported" or "exported").
+///
+/// # Errors
+/// [`Error::HeldByDaemon`] when a daemon holds it.
+pub(crate) fn open_direct(path: &Path, access: Access, verb: &'static str) -> Result<Direct> {
+    match reach(path, mode_of(access))? {
+        Reached::File(disk) => Direct::open(path, disk, access),
+        Reached::Daemon(daemon) => {
+            let holder = daemon.holder_name();
+            Err(Error::HeldByDaemon { container: path.to_owned(), holder, verb })
+        }
+    }
+}
+
+/// Walks the container's structure.
+///
+/// The container is not opened for this: what cannot be opened can still be checked.
+///
+/// # Errors
+/// [`Error::CannotCheckHeld`] when a daemon holds it: the file changes under the walker then.
+pub(crate) fn check_structure(path: &Path) -> Result<CheckView> {
+    match reach(path, OpenMode::ReadOnly)? {
+        Reached::File(disk) => direct::view(&check::check(disk.as_ref()).map_err(Error::container(path))?),
+        Reached::Daemon(daemon) => {
+            Err(Error::CannotCheckHeld { container: path.to_owned(), holder: daemon.holder_name() })
+        }
+    }
+}
+
+fn mode_of(access: Access) -> OpenMode {
+    match access {
+        Access::Read => OpenMode::ReadOnly,
+        Access::Change => OpenMode::ReadWrite,
+    }
+}
+
+/// What stands between this program and the container.
+enum Reached {
+    /// Nothing: the file is open and locked.
+    File(std::sync::Arc<FileDisk>),
+    /// The daemon that holds it.
+    Daemon(Daemon),
+}
+
+/// Connects to the holder, or opens the file; waits a little for one that is about to come or go.
+fn reach(path: &Path, mode: OpenMode) -> Result<Reached> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // The holder first: opening a held file waits for its lock.
+        let error = match holder_of(path) {
+            Some(Holder { pid, program, control: Some(socket) }) => {
+                let holder = Holder { pid, program, control: Some(socket.clone()) };
+                match Daemon::connect(path, holder, &socket) {
+                    Ok(daemon) => return Ok(Reached::Daemon(daemon)),
+                    Err(error) => error,
+                }
+            }
+            Some(holder) => Error::InUse { container: path.to_owned(), holder: name_of(&holder) },
+            None => match FileDisk::open(path, mode) {
+                Ok(disk) => return Ok(Reached::File(disk)),
+                Err(pitstop_format::Error::Locked { holder }) => {
+                    let holder = HolderName { program: holder, pid: None };
+                    Error::InUse { container: path.to_owned(), holder }
+                }
+                Err(error) => return Err(cannot_open(path, error)),
+            },
+        };
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        thread::sleep(RETRY_PAUSE);
+    }
+}
+
+fn name_of(holder: &Holder) -> HolderName {
+    match holder.pid {
+        0 => HolderName { program: "another program".to_owned(), pid: None },
+        pid => HolderName { program: holder.program.clone(), pid: Some(pid) },
+    }
+}
+
+fn cannot_open(path: &Path, error: pitstop_format::Error) -> Error {
+    match error {
+        pitstop_format::Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Error::NoContainer { container: path.to_owned() }
+        }
+        error => Error::Container { container: PathBuf::from(path), source: error },
+    }
+}

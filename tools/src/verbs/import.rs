@@ -1,0 +1,150 @@
+//! `pitstop import`: a new volume with the contents of an image file.
+//!
+//! Invariant: the volume bears its name only when it is complete and durable. Until then it has a temporary name and is
+//! deleted if the import fails or is interrupted; after a crash it may stay, and the next import says so.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use pitstop_format::VolumeIo;
+
+use crate::copy::{self, Sink, Source};
+use crate::error::{Error, Result};
+use crate::image::{self, Backing, Format, ImageFile, Qcow2Source, RawSource};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::render::{self, Output, printable};
+use crate::session::{self, Access, Direct, Session};
+use crate::view::VolumeView;
+
+/// Unit of zero detection in bytes: a block of the container.
+const GRANULARITY: usize = 4096;
+/// Bytes of a volume's name that its temporary name repeats.
+const TEMPORARY_STEM_LEN: usize = 64;
+
+/// What to import, and as what.
+#[derive(Debug)]
+pub(crate) struct Import<'a> {
+    /// The container.
+    pub(crate) path: &'a Path,
+    /// Name of the new volume.
+    pub(crate) name: &'a str,
+    /// The image.
+    pub(crate) file: &'a Path,
+    /// Its format; found out if absent.
+    pub(crate) format: Option<Format>,
+    /// Whether files that the image names are followed.
+    pub(crate) backing: Backing,
+    /// For whom the result is.
+    pub(crate) output: Output,
+}
+
+/// Imports an image.
+pub(crate) fn run(import: &Import<'_>) -> Result<()> {
+    let stop = interrupt::stop_flag().map_err(Error::Signals)?;
+    let image = ImageFile::open(import.file)?;
+    let len_bytes = image.len_bytes;
+    let format = match import.format {
+        Some(format) => format,
+        None => image::detect(&image)?,
+    };
+    let mut source: Box<dyn Source> = match format {
+        Format::Raw => Box::new(RawSource::new(image)),
+        Format::Qcow2 => Box::new(Qcow2Source::open(image, import.backing)?),
+    };
+    if format == Format::Raw && source.len() != len_bytes {
+        eprintln!(
+            "pitstop: {len_bytes} bytes are not whole sectors; the volume is padded with zeros to {}",
+            source.len()
+        );
+    }
+    let mut session = session::open_direct(import.path, Access::Change, "imported")?;
+    let result = fill(&mut session, import, source.as_mut(), &stop);
+    let closed = session.finish();
+    let volume = result?;
+    closed?;
+    render::show(import.output, &volume, render::volume_line)
+}
+
+/// Makes the volume, fills it, names it.
+fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop: &AtomicBool) -> Result<VolumeView> {
+    let temporary = reserve(session, import.name, source.len())?;
+    let filled = (|| {
+        let volume = session.opened().volume(&temporary).map_err(session.failed())?;
+        let io = VolumeIo::new(session.opened(), volume);
+        let mut sink = VolumeSink { session, io };
+        let progress = Progress::start(format!("importing {}", printable(import.name)), source.len());
+        copy::copy(source, &mut sink, stop, &|offset| progress.at(offset))?;
+        sink.io.flush().map_err(session.failed())
+    })();
+    let named = filled.and_then(|()| session.rename_volume(&temporary, import.name));
+    if let Err(error) = named {
+        if let Err(left) = session.delete_volume(&temporary) {
+            eprintln!("pitstop: the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})");
+        }
+        return Err(error);
+    }
+    session.volume(import.name)
+}
+
+/// Makes the volume and moves it to a temporary name, which is returned: so a name or size that cannot be is known before
+/// any data is copied.
+fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
+    let mut stem_len = name.len().min(TEMPORARY_STEM_LEN);
+    while !name.is_char_boundary(stem_len) {
+        stem_len -= 1;
+    }
+    let stem = format!("import-{}-", &name[..stem_len]);
+    for left in session.volumes()?.iter().filter(|volume| is_temporary(&volume.name, &stem)) {
+        let left = printable(&left.name);
+        eprintln!(
+            "pitstop: volume '{left}' looks left over from an interrupted import; delete it with `pitstop delete`"
+        );
+    }
+    session.create_volume(name, len_bytes)?;
+    let temporary = format!("{stem}{:08x}", std::process::id());
+    if let Err(error) = session.rename_volume(name, &temporary) {
+        session.delete_volume(name)?;
+        return Err(error);
+    }
+    Ok(temporary)
+}
+
+fn is_temporary(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|id| id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The volume being filled.
+struct VolumeSink<'a> {
+    session: &'a Direct,
+    io: VolumeIo,
+}
+
+impl Sink for VolumeSink<'_> {
+    fn granularity(&self) -> usize {
+        GRANULARITY
+    }
+
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> Result<()> {
+        self.io.write_at(buf, offset).map_err(self.session.failed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_an_import_makes_count_as_left_over() {
+        assert!(is_temporary("import-golden-0000abcd", "import-golden-"));
+        for other in [
+            "import-golden-",
+            "import-golden-0000abc",
+            "import-golden-0000abcdx",
+            "golden-0000abcd",
+            "import-golden-2024july",
+        ] {
+            assert!(!is_temporary(other, "import-golden-"), "{other}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `pitstop info`: a container as a whole, or one volume and its layers.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use pitstop_format::Holder;
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::render::{self, Output};
+use crate::session::{self, Access};
+use crate::view::{ContainerView, LayerView, VolumeView};
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ContainerInfo {
+    #[serde(flatten)]
+    container: ContainerView,
+    /// The daemon that serves it, if one does.
+    held_by: Option<Holder>,
+}
+
+#[derive(Serialize)]
+struct VolumeInfo {
+    #[serde(flatten)]
+    volume: VolumeView,
+    /// Head first.
+    layers: Vec<LayerView>,
+}
+
+/// Shows the container `path`, or its volume `name`.
+pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()> {
+    match name {
+        Some(name) => {
+            let info = session::with(path, Access::Read, |session| {
+                let volume = session.volume(name)?;
+                let layers = chain(volume.head, session.layers()?);
+                Ok(VolumeInfo { volume, layers })
+            })?;
+            render::show(output, &info, |info| render::volume_block(&info.volume, &info.layers))
+        }
+        None => {
+            let info = session::with(path, Access::Read, |session| {
+                Ok(ContainerInfo { container: session.container()?, held_by: session.holder().cloned() })
+            })?;
+            render::show(output, &info, |info| {
+                let holder = info.held_by.as_ref().map(|holder| format!("{} (pid {})", holder.program, holder.pid));
+                render::container_block(&info.container, holder.as_deref())
+            })
+        }
+    }
+}
+
+/// The layers from `head` down to the one without a parent.
+fn chain(head: u64, layers: Vec<LayerView>) -> Vec<LayerView> {
+    let mut by_id: HashMap<u64, LayerView> = layers.into_iter().map(|layer| (layer.id, layer)).collect();
+    let mut next = Some(head);
+    let mut chain = Vec::new();
+    // Each layer is taken out once, so a damaged chain ends, too.
+    while let Some(layer) = next.and_then(|id| by_id.remove(&id)) {
+        next = layer.parent;
+        chain.push(layer);
+    }
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(id: u64, parent: Option<u64>) -> LayerView {
+        let kind = "frozen".to_owned();
+        LayerView { id, kind, parent, owner: None, size_bytes: 0, allocated_bytes: 0, children: 1 }
+    }
+
+    #[test]
+    fn a_chain_is_shown_head_first_and_has_an_end() {
+        let ids =
+            |head, layers: &[LayerView]| chain(head, layers.to_vec()).iter().map(|layer| layer.id).collect::<Vec<_>>();
+        let layers = [layer(1, None), layer(2, Some(1)), layer(3, Some(2)), layer(4, Some(2))];
+        assert_eq!(ids(4, &layers), [4, 2, 1]);
+        assert_eq!(ids(9, &layers), [0; 0]);
+        assert_eq!(ids(1, &[layer(1, Some(2)), layer(2, Some(1))]), [1, 2]);
+    }
+}

@@ -1,0 +1,17 @@
+//! One module a verb. Each takes plain values, works through [`crate::session`] and shows its result.
+//!
+//! Invariant: a verb that fails returns an error and has changed nothing, or says what it left. Exit codes other than 0
+//! and 1 come from [`check`] alone (and 2 from wrong usage, which the parser reports). Does not: parse arguments.
+
+pub(crate) mod check;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod export;
+pub(crate) mod import;
+pub(crate) mod info;
+pub(crate) mod list;
+pub(crate) mod refresh;
+pub(crate) mod rename;
+pub(crate) mod snapshot;
+pub(crate) mod tree;
+pub(crate) mod volume_create;

@@ -1,0 +1,201 @@
+//! The verbs on a container that a daemon holds. The daemon here is the control protocol over an open container; the
+//! real one is tested with its own crate.
+// req: R30
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use common::Pit;
+use pitstop_format::{Container, FileDisk, Holder, OpenMode};
+use serde_json::{Value, json};
+
+/// Holds the container of a [`Pit`] and answers on a socket.
+struct Daemon {
+    stop: Arc<AtomicBool>,
+    socket: std::path::PathBuf,
+    thread: Option<JoinHandle<()>>,
+    /// Commands received.
+    seen: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Daemon {
+    fn start(pit: &Pit) -> Self {
+        let socket = pit.path("control");
+        let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+        let program = "pitstopd".to_owned();
+        disk.announce(&Holder { pid: std::process::id(), program, control: Some(socket.clone()) }).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (stopped, sees) = (Arc::clone(&stop), Arc::clone(&seen));
+        let thread = std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                serve(client.unwrap(), &container, &sees);
+            }
+            container.close().unwrap();
+        });
+        Self { stop, socket, thread: Some(thread), seen }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        drop(UnixStream::connect(&self.socket));
+        self.thread.take().unwrap().join().unwrap();
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+}
+
+fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>) {
+    let greeting = json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": "pitstop 0.1.0"}, "capabilities": []}});
+    write!(client, "{greeting}\r\n").unwrap();
+    let lines = BufReader::new(client.try_clone().unwrap()).lines();
+    for line in lines.map_while(Result::ok) {
+        let request: Value = serde_json::from_str(&line).unwrap();
+        seen.lock().unwrap().push(request.clone());
+        let mut reply = match execute(container, request["execute"].as_str().unwrap(), &request["arguments"]) {
+            Ok(value) => json!({ "return": value }),
+            Err((class, desc)) => json!({ "error": { "class": class, "desc": desc } }),
+        };
+        reply["id"] = request["id"].clone();
+        write!(client, "{reply}\r\n").unwrap();
+    }
+}
+
+fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Value, (&'static str, String)> {
+    let text = |name: &str| arguments[name].as_str().unwrap();
+    let failed = |error: pitstop_format::Error| ("GenericError", error.to_string());
+    Ok(match command {
+        "qmp_capabilities" => json!({}),
+        "x-pitstop-query-container" => json!(container.info()),
+        "x-pitstop-query-volumes" => json!(container.volumes()),
+        "x-pitstop-query-layers" => json!(container.layers()),
+        "x-pitstop-volume-create" => {
+            json!({ "volume": container.create_volume(text("name"), arguments["size"].as_u64().unwrap()).map_err(failed)? })
+        }
+        "x-pitstop-volume-delete" => json!({ "": container.delete_volume(text("name")).map_err(failed)? }),
+        "x-pitstop-volume-rename" => {
+            json!({ "": container.rename_volume(text("name"), text("new-name")).map_err(failed)? })
+        }
+        "x-pitstop-snapshot" => {
+            json!({ "volume": container.snapshot(text("source"), text("name")).map_err(failed)?, "elapsed-us": 7 })
+        }
+        "x-pitstop-refresh" if text("name") == "busy" && arguments["force"] != true => {
+            return Err((
+                "GenericError",
+                "volume 'busy' is connected to a guest; power it off, or use force".to_owned(),
+            ));
+        }
+        "x-pitstop-refresh" => {
+            json!({ "volume": container.refresh(text("name"), text("source")).map_err(failed)?, "elapsed-us": 7 })
+        }
+        _ => return Err(("CommandNotFound", format!("The command {command} has not been found"))),
+    })
+}
+
+#[test]
+fn every_verb_works_through_a_daemon_as_it_does_without() {
+    let pit = Pit::new();
+    let daemon = Daemon::start(&pit);
+    assert_eq!(pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]), "golden: 8 MiB\n");
+    let line = pit.ok(&["snapshot", "disks.pit", "golden", "ci-1"]);
+    assert!(line.starts_with("ci-1: 8 MiB, copy of golden as of 20"), "{line}");
+    pit.ok(&["volume", "create", "disks.pit", "scratch", "--size", "4M"]);
+    pit.ok(&["rename", "disks.pit", "scratch", "other"]);
+    pit.ok(&["refresh", "disks.pit", "other", "--source", "golden"]);
+    pit.ok(&["volume", "create", "disks.pit", "gone", "--size", "4M"]);
+    pit.ok(&["delete", "disks.pit", "gone"]);
+
+    let looks: [&[&str]; 5] = [
+        &["list", "disks.pit"],
+        &["list", "disks.pit", "ci-1"],
+        &["tree", "disks.pit"],
+        &["info", "disks.pit", "ci-1"],
+        &["tree", "disks.pit", "golden"],
+    ];
+    let through: Vec<Value> = looks.iter().map(|look| pit.json(look)).collect();
+    let through_text: Vec<String> = looks.iter().map(|look| pit.ok(look)).collect();
+    let info_through = pit.json(&["info", "disks.pit"]);
+    assert_eq!(info_through["held-by"]["program"], "pitstopd");
+    assert!(pit.ok(&["info", "disks.pit"]).contains("held by:          pitstopd (pid "));
+    drop(daemon);
+
+    assert_eq!(looks.iter().map(|look| pit.json(look)).collect::<Vec<_>>(), through);
+    assert_eq!(looks.iter().map(|look| pit.ok(look)).collect::<Vec<_>>(), through_text);
+    let info = pit.json(&["info", "disks.pit"]);
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&info), keys(&info_through));
+}
+
+#[test]
+fn refusals_are_in_the_daemons_words_and_force_is_passed_on() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    pit.ok(&["snapshot", "disks.pit", "golden", "busy"]);
+    let daemon = Daemon::start(&pit);
+    let message = pit.fails(&["refresh", "disks.pit", "busy", "--source", "golden"]);
+    assert_eq!(message, "volume 'busy' is connected to a guest; power it off, or use force");
+    pit.ok(&["refresh", "disks.pit", "busy", "--source", "golden", "--force"]);
+    let message = pit.fails(&["snapshot", "disks.pit", "none", "x"]);
+    assert!(message.contains("no volume named 'none'"), "{message}");
+    let seen = daemon.seen.lock().unwrap();
+    let forced = seen.iter().rfind(|request| request["execute"] == "x-pitstop-refresh").unwrap();
+    assert_eq!(forced["arguments"], json!({ "name": "busy", "source": "golden", "force": true }));
+}
+
+#[test]
+fn data_and_checks_need_the_daemon_to_stop() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    std::fs::write(pit.path("in.raw"), common::noise(8192, 1)).unwrap();
+    let daemon = Daemon::start(&pit);
+    let message = pit.fails(&["import", "disks.pit", "v", "in.raw"]);
+    assert!(message.contains("cannot be imported through it; stop that program first"), "{message}");
+    assert!(message.contains(&format!("pitstopd 0.1.0 (pid {})", std::process::id())), "{message}");
+    let message = pit.fails(&["export", "disks.pit", "golden", "out.raw"]);
+    assert!(message.contains("cannot be exported through it"), "{message}");
+    assert!(!pit.path("out.raw").exists());
+    let message = pit.fails(&["check", "disks.pit"]);
+    assert!(message.contains("cannot be checked while that runs"), "{message}");
+    drop(daemon);
+    pit.ok(&["export", "disks.pit", "golden", "out.raw"]);
+}
+
+#[test]
+fn a_holder_without_an_answer_is_named() {
+    let pit = Pit::new();
+    let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+    let message = pit.fails(&["list", "disks.pit"]);
+    assert!(message.contains("is in use by"), "{message}");
+    let holder = |control| Holder { pid: std::process::id(), program: "pitstopd".to_owned(), control };
+    disk.announce(&holder(None)).unwrap();
+    let message = pit.fails(&["list", "disks.pit"]);
+    assert!(message.contains(&format!("pitstopd (pid {}); wait until it is done", std::process::id())), "{message}");
+    disk.announce(&holder(Some(pit.path("nobody")))).unwrap();
+    let message = pit.fails(&["list", "disks.pit"]);
+    assert!(message.contains("control socket") && message.contains("does not answer"), "{message}");
+}
+
+#[test]
+fn a_command_waits_for_another_short_one() {
+    let pit = Pit::new();
+    let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| pit.ok(&["volume", "create", "disks.pit", "v", "--size", "1M"]));
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        drop(disk);
+        waiting.join().unwrap()
+    });
+    assert_eq!(waiting, "v: 1 MiB\n");
+}

@@ -1,0 +1,206 @@
+//! The verbs on a container that nobody holds.
+// req: R1 R4 R5 R30
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::process::Command;
+
+use common::Pit;
+
+#[test]
+fn volumes_are_made_renamed_and_deleted() {
+    let pit = Pit::new();
+    assert_eq!(
+        pit.ok(&["list", "disks.pit"]),
+        "no volumes; make one with `pitstop volume create` or `pitstop import`\n"
+    );
+    assert_eq!(pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "20M"]), "golden: 20 MiB\n");
+    pit.ok(&["volume", "create", "disks.pit", "odd", "--size", "1000"]);
+    let volumes = pit.json(&["list", "disks.pit"]);
+    assert_eq!(volumes[0]["size-bytes"], 20 << 20);
+    assert_eq!(volumes[1]["size-bytes"], 1024);
+    assert_eq!(volumes[0]["state"], "real");
+    pit.ok(&["rename", "disks.pit", "odd", "even"]);
+    assert_eq!(pit.names(), ["even", "golden"]);
+    pit.ok(&["delete", "disks.pit", "even"]);
+    assert_eq!(pit.names(), ["golden"]);
+}
+
+#[test]
+fn a_snapshot_is_a_copy_and_a_refresh_makes_one() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    let line = pit.ok(&["snapshot", "disks.pit", "golden", "ci-1"]);
+    assert!(line.starts_with("ci-1: 8 MiB, copy of golden as of 20") && line.ends_with("Z\n"), "{line}");
+    pit.ok(&["snapshot", "disks.pit", "ci-1", "ci-1-before"]);
+    pit.ok(&["volume", "create", "disks.pit", "other", "--size", "4M"]);
+    let before = pit.json(&["list", "disks.pit", "other"]);
+    assert_eq!(before[0]["origin"], serde_json::Value::Null);
+    let line = pit.ok(&["refresh", "disks.pit", "other", "--source", "golden"]);
+    assert!(line.starts_with("other: 8 MiB, copy of golden as of 20"), "{line}");
+
+    let tree = pit.ok(&["tree", "disks.pit"]);
+    let shape: Vec<&str> = tree.lines().map(|line| line.split(" 8 MiB").next().unwrap().trim_end()).collect();
+    assert_eq!(shape, ["golden", "├── ci-1", "│   └── ci-1-before", "└── other"]);
+    let tree = pit.json(&["tree", "disks.pit", "ci-1"]);
+    assert_eq!(tree[0]["copies"][0]["name"], "ci-1-before");
+    assert_eq!(tree.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn info_shows_the_container_and_a_volume() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    let text = pit.ok(&["info", "disks.pit"]);
+    assert!(text.contains("volumes:          1\n"), "{text}");
+    let text = pit.ok(&["info", "disks.pit", "golden"]);
+    assert!(text.contains("size:     8 MiB (8388608 bytes)\n") && text.contains("head"), "{text}");
+    let info = pit.json(&["info", "disks.pit"]);
+    assert_eq!((&info["volume-count"], &info["held-by"]), (&1.into(), &serde_json::Value::Null));
+    assert_eq!(pit.json(&["info", "disks.pit", "golden"])["layers"][0]["kind"], "head");
+}
+
+#[test]
+fn a_label_is_kept() {
+    let pit = Pit::new();
+    pit.ok(&["create", "labelled.pit", "--label", "ci host 7"]);
+    assert_eq!(pit.json(&["info", "labelled.pit"])["label"], "ci host 7");
+}
+
+#[test]
+fn a_clean_container_passes_the_check() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
+    assert_eq!(pit.json(&["check", "disks.pit"])["findings"], serde_json::json!([]));
+}
+
+#[test]
+fn a_damaged_container_fails_the_check_with_its_own_exit_codes() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    let good = std::fs::read(&pit.container).unwrap();
+    let check = |bytes: &[u8]| {
+        std::fs::write(&pit.container, bytes).unwrap();
+        let output = pit.run(&["check", "disks.pit"]);
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(check(&good), (0, "no errors were found\n".to_owned()));
+
+    // Names are in catalog slots: a changed one breaks its checksum.
+    let mut bad = good.clone();
+    let at = bad.windows(6).rposition(|window| window == b"golden").unwrap();
+    bad[at] = b'G';
+    let (code, text) = check(&bad);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("corruption: ") && text.ends_with("restore the container from a copy\n"), "{text}");
+
+    let (code, text) = check(&good[..1 << 20]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.starts_with("pitstop: disks.pit: "), "{text}");
+    let (code, text) = check(b"not a container");
+    assert_eq!((code, text.contains("not a pitstop container")), (1, true), "{text}");
+    let (code, _) = check(&good);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    let cases: &[(&[&str], &str)] = &[
+        (&["list", "none.pit"], "there is no container none.pit; make one with `pitstop create none.pit`"),
+        (&["create", "disks.pit"], "disks.pit exists already; choose another name, or remove it first"),
+        (&["info", "disks.pit", "none"], "no volume named 'none'; `pitstop list` shows the volumes"),
+        (&["delete", "disks.pit", "none"], "no volume named 'none'"),
+        (&["rename", "disks.pit", "none", "x"], "no volume named 'none'"),
+        (&["snapshot", "disks.pit", "none", "x"], "no volume named 'none'"),
+        (&["refresh", "disks.pit", "golden", "--source", "none"], "no volume named 'none'"),
+        (&["refresh", "disks.pit", "golden", "--source", "golden"], "cannot be refreshed from itself"),
+        (&["volume", "create", "disks.pit", "golden", "--size", "1G"], "exists already"),
+        (&["volume", "create", "disks.pit", "", "--size", "1G"], "is not a volume name"),
+        (&["volume", "create", "disks.pit", "empty", "--size", "0"], "is not a volume size"),
+        (&["export", "disks.pit", "none", "x.img"], "no volume named 'none'"),
+        (&["create", "none/disks.pit"], "No such file or directory"),
+    ];
+    for (args, expected) in cases {
+        let message = pit.fails(args);
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+    assert_eq!(pit.names(), ["golden"]);
+    assert!(!pit.path("x.img").exists());
+}
+
+#[test]
+fn a_container_whose_lock_file_cannot_be_written_can_be_changed() {
+    // As on a full file system.
+    let pit = Pit::new();
+    std::fs::create_dir_all(pit.path("disks.pit.lock/in-the-way")).unwrap();
+    pit.ok(&["volume", "create", "disks.pit", "v", "--size", "8M"]);
+    pit.ok(&["delete", "disks.pit", "v"]);
+}
+
+#[test]
+fn a_foreign_file_is_not_a_container_and_stays_as_it_is() {
+    let pit = Pit::new();
+    let bytes = common::noise(1 << 20, 5);
+    for (name, bytes) in [("noise", &bytes[..]), ("short", &b"hello"[..]), ("empty", &b""[..])] {
+        std::fs::write(pit.path(name), bytes).unwrap();
+        for args in
+            [&["list", name][..], &["volume", "create", name, "v", "--size", "1M"], &["snapshot", name, "a", "b"]]
+        {
+            pit.fails(args);
+        }
+        assert_eq!(std::fs::read(pit.path(name)).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let pit = Pit::new();
+    for args in [
+        &["fly"][..],
+        &["list"],
+        &["volume", "create", "disks.pit", "v"],
+        &["volume", "create", "disks.pit", "v", "--size", "1X"],
+    ] {
+        let output = pit.run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn every_verb_explains_itself_with_an_example() {
+    let pit = Pit::new();
+    for verb in [
+        "create",
+        "volume create",
+        "rename",
+        "delete",
+        "list",
+        "info",
+        "tree",
+        "import",
+        "export",
+        "snapshot",
+        "refresh",
+        "check",
+    ] {
+        let mut args: Vec<&str> = verb.split(' ').collect();
+        args.push("--help");
+        let help = pit.ok(&args);
+        assert!(help.contains(&format!("pitstop {verb} disks.pit")), "{help}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let pit = Pit::new();
+    let program = env!("CARGO_BIN_EXE_pitstop");
+    let script = format!("set -o pipefail; '{program}' info '{}' | true", pit.container.display());
+    let status = Command::new("bash").args(["-c", &script]).status().unwrap();
+    assert!(status.success());
+}
