@@ -7,10 +7,10 @@ mod common;
 use std::sync::Arc;
 use std::task::Waker;
 
-use pitstop_format::testing::{Event, Fault, SimDisk};
+use pitstop_format::testing::{Event, Fate, Fault, SimDisk};
 use pitstop_format::{
-    Container, CreateOptions, Disk, EdgeSource, Error, Extent, Maintained, OpenMode, Planned, ReadPlan, ReadSegment,
-    VolumeInfo, VolumeIo, VolumeState, ZeroKind,
+    Container, CreateOptions, Disk, EdgeSource, Error, Extent, Flush, FlushStep, Maintained, OpenMode, Planned,
+    ReadPlan, ReadSegment, VolumeInfo, VolumeIo, VolumeState, ZeroKind,
 };
 
 const MIB: u64 = 1 << 20;
@@ -493,4 +493,108 @@ fn reading_only_changes_nothing_even_after_a_crash() {
     assert!(matches!(container.volume("v").unwrap().plan_write(0..512, Waker::noop()), Err(Error::ReadOnly)));
     container.close().unwrap();
     assert!(disk.bytes() == before);
+}
+
+// rule: CON-17 — a crash while a container is created leaves a file that is not one, never half of one.
+#[test]
+fn a_crash_during_creation_leaves_no_half_container() {
+    let disk = SimDisk::new();
+    let mut crash = disk.record();
+    let options = CreateOptions { journal_len_bytes: 256 << 10, ..CreateOptions::default() };
+    Container::create(disk.clone(), &options).unwrap();
+    let mut opened = 0;
+    for event in disk.take_events() {
+        crash.step(&event);
+        for every in [1, 2, 3, usize::MAX] {
+            let left = crash.disk(|n| if n % every == 0 { Fate::Kept } else { Fate::Lost });
+            match Container::open(left, OpenMode::ReadWrite) {
+                Ok(container) => {
+                    assert!(container.volumes().is_empty());
+                    opened += 1;
+                }
+                Err(Error::NotAContainer | Error::Corrupt(_)) if opened == 0 => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert!(opened > 0, "the finished container does not open");
+}
+
+/// Carries a flush out to its end.
+fn finish(disk: &SimDisk, flush: &mut Flush) {
+    loop {
+        match flush.poll(Waker::noop()).unwrap() {
+            FlushStep::Done => return,
+            FlushStep::Sync => flush.synced(disk.sync()),
+            FlushStep::Append(append) => flush.appended(disk.write_at_durable(append.bytes(), append.offset())),
+            FlushStep::Wait => panic!("nobody else does the work"),
+        }
+    }
+}
+
+// rules: JNL-18, JNL-3 — flushes share a batch, but only one that was imaged after they began.
+#[test]
+fn flushes_share_a_commit_that_began_after_them() {
+    let (disk, container) = new_container();
+    for name in ["a", "b", "c"] {
+        container.create_volume(name, MIB).unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        fill(&container, name, 0..4096, 1);
+    }
+    let start = |name: &str| container.volume(name).unwrap().start_flush();
+    let (mut leader, mut follower) = (start("a"), start("b"));
+    assert!(matches!(leader.poll(Waker::noop()).unwrap(), FlushStep::Sync));
+    assert!(matches!(follower.poll(Waker::noop()).unwrap(), FlushStep::Wait));
+    // Completed after the image: not in the leader's batch.
+    fill(&container, "c", 8192..12288, 2);
+    let mut late = start("c");
+    assert!(matches!(late.poll(Waker::noop()).unwrap(), FlushStep::Wait));
+    leader.synced(disk.sync());
+    finish(&disk, &mut leader);
+    assert!(matches!(follower.poll(Waker::noop()).unwrap(), FlushStep::Done));
+    assert!(matches!(late.poll(Waker::noop()).unwrap(), FlushStep::Sync), "the late flush relied on an older image");
+    late.synced(disk.sync());
+    finish(&disk, &mut late);
+    // rule: JNL-7 — with nothing to journal, a flush is one sync.
+    assert_eq!(cost(&disk, || finish(&disk, &mut start("a"))), (0, 1));
+}
+
+// rule: LAY-7 — what is a volume's own, and when it is real.
+#[test]
+fn a_volume_is_real_when_nothing_it_shows_is_anothers() {
+    let (_, container) = new_container();
+    container.create_volume("golden", MIB).unwrap();
+    fill(&container, "golden", 0..MIB, 1);
+    container.snapshot("golden", "ci").unwrap();
+    fill(&container, "ci", 0..4096, 2);
+    let (golden, ci) = (find(&container, "golden"), find(&container, "ci"));
+    assert_eq!((golden.state, ci.state), (VolumeState::Real, VolumeState::Virtual));
+    assert_eq!(golden.allocated_bytes, MIB + (256 << 10));
+    assert_eq!(ci.allocated_bytes, 2 * (256 << 10));
+    container.delete_volume("golden").unwrap();
+    let ci = find(&container, "ci");
+    assert_eq!((ci.state, ci.allocated_bytes), (VolumeState::Real, MIB + 3 * (256 << 10)));
+}
+
+// rule: VOL-9 — a write under way when its volume is deleted ends without harm.
+#[test]
+fn a_write_under_way_outlives_its_volume() {
+    let (disk, container) = new_container();
+    container.create_volume("v", MIB).unwrap();
+    container.create_volume("w", MIB).unwrap();
+    fill(&container, "w", 0..MIB, 7);
+    let volume = container.volume("v").unwrap();
+    let Planned::Ready(ticket) = volume.plan_write(0..4096, Waker::noop()).unwrap() else { panic!() };
+    container.delete_volume("v").unwrap();
+    container.settle(1000).unwrap();
+    disk.write_at(&[9; 4096], ticket.segments()[0].disk_offset).unwrap();
+    ticket.complete();
+    container.settle(1000).unwrap();
+    container.commit().unwrap();
+    container.settle(1000).unwrap();
+    assert_eq!(value(&container, "w", 0..MIB), 7);
+    assert_eq!(container.layers().len(), 1, "the deleted volume's layer is never freed");
+    container.close().unwrap();
+    assert!(pitstop_format::check::check(&*disk).unwrap().findings.is_empty());
 }

@@ -138,3 +138,36 @@ impl Drop for StopOnPanic<'_> {
         }
     }
 }
+
+// rule: VOL-12 — commands from several threads run one after the other and never meet half-done work.
+#[test]
+fn commands_from_many_threads_take_turns() {
+    let disk = SimDisk::new();
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
+    Container::create(disk.clone(), &options).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    container.create_volume("golden", 1 << 20).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..4u64 {
+            let container = &container;
+            scope.spawn(move || {
+                let (a, b) = (format!("a{n}"), format!("b{n}"));
+                for round in 0..60 {
+                    container.snapshot("golden", &a).unwrap();
+                    put(&VolumeIo::new(container, container.volume(&a).unwrap()), n * 8192, round, 4096);
+                    container.rename_volume(&a, &b).unwrap();
+                    if n == 0 {
+                        container.refresh("golden", &b).unwrap();
+                    }
+                    assert_eq!(counter(&VolumeIo::new(container, container.volume(&b).unwrap()), n * 8192), round);
+                    container.delete_volume(&b).unwrap();
+                    container.maintain().unwrap();
+                }
+            });
+        }
+    });
+    container.settle(100_000).unwrap();
+    assert_eq!(container.volumes().len(), 1);
+    container.close().unwrap();
+    assert!(pitstop_format::check::check(&*disk).unwrap().findings.is_empty());
+}
