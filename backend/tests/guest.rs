@@ -318,15 +318,31 @@ fn guests_come_and_go_without_leaving_anything_behind() {
         other.write(0, &[round; 512]);
         if after_first.is_none() {
             common::wait_until("the first session's end", || daemon.holdings().1 <= 10);
-            after_first = Some(daemon.holdings());
+            after_first = Some(settled(&daemon));
         }
     }
-    common::wait_until("the same descriptors and threads as after the first", || {
-        Some(daemon.holdings()) == after_first
+    // Not more, and perhaps fewer: the kernel's own helper threads come and go. A leak would show nineteen times.
+    let (descriptors, threads) = after_first.unwrap();
+    common::wait_until("no more descriptors and threads than after the first", || {
+        let now = daemon.holdings();
+        now.0 <= descriptors && now.1 <= threads
     });
     drop(other);
     assert_eq!(daemon.terminate().code(), Some(0));
     assert!(!place.path("v").exists() && !place.path("w").exists(), "sockets are removed");
+}
+
+/// Descriptors and threads, once they have not changed for a while: the end of a session takes a moment.
+fn settled(daemon: &common::Daemon) -> (usize, usize) {
+    let (mut found, mut same) = (daemon.holdings(), 0);
+    common::wait_until("descriptors and threads that stay the same", || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let now = daemon.holdings();
+        same = if now == found { same + 1 } else { 0 };
+        found = now;
+        same == 15
+    });
+    found
 }
 
 #[test]
