@@ -99,8 +99,8 @@ fn load(client: &mut Client, size: u64, stop: &AtomicBool) -> (f64, u64) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         while !stopping && since.len() < DEPTH {
-            // Within the first GiB: elsewhere every write would take a slab of its own.
-            let sector = rng.below(size.min(GIB) / 4096) * 8;
+            // Within the first 64 MiB: in a larger range every write after a copy would take a slab of its own.
+            let sector = rng.below(size.min(64 << 20) / 4096) * 8;
             let head = client.queues[0].submit(T_OUT, sector, &[(DATA_START, 4096)]);
             since.insert(head, Instant::now());
         }
