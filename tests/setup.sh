@@ -128,7 +128,7 @@ if [ "$purpose" = test ]; then
 fi
 
 if [ "$purpose" = demo ]; then
-    tests/guest/build.sh kernel debian
+    tests/guest/build.sh kernel busybox debian
 else
     tests/guest/build.sh kernel busybox
 fi
