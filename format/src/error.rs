@@ -128,6 +128,19 @@ pub enum Error {
         /// The holder, for people.
         holder: String,
     },
+    /// More layers would change at once than the journal can hold.
+    #[error(
+        "volume '{name}' stands on {layers} layers, and this container's journal can change {most} at once; wait until \
+         background work has merged some, or use a container with a larger journal"
+    )]
+    TooManyLayers {
+        /// The volume.
+        name: String,
+        /// Layers that would change.
+        layers: usize,
+        /// Layers that may change at once.
+        most: usize,
+    },
     /// Options that make no sense together.
     #[error("{0}")]
     BadOption(String),

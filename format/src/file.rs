@@ -64,7 +64,7 @@ impl FileDisk {
             .open(path)
             .map_err(Error::io("cannot create the container"))?;
         lock_file(&file, path, OpenMode::ReadWrite)?;
-        Ok(Arc::new(Self { file, path: path.to_owned(), direct: false, announced: Mutex::new(false) }))
+        Ok(Arc::new(Self { file, path: real(path), direct: false, announced: Mutex::new(false) }))
     }
 
     /// Opens and locks the file: for writing by one holder, for reading by any number.
@@ -82,7 +82,7 @@ impl FileDisk {
         }
         lock_file(&file, path, mode)?;
         let direct = enable_direct(&file);
-        Ok(Arc::new(Self { file, path: path.to_owned(), direct, announced: Mutex::new(false) }))
+        Ok(Arc::new(Self { file, path: real(path), direct, announced: Mutex::new(false) }))
     }
 
     /// The open file, for I/O by other means on the same description.
@@ -139,8 +139,13 @@ pub fn holder_of(path: &Path) -> Option<Holder> {
     Some(read_holder(&file, path))
 }
 
+/// The path without links, so that every spelling of it leads to one announcement.
+fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 fn sidecar(path: &Path) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
+    let mut name = real(path).into_os_string();
     name.push(".lock");
     name.into()
 }

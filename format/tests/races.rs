@@ -261,3 +261,135 @@ fn a_write_that_needs_more_slabs_than_there_are_fails_at_once() {
     }
     assert!(since.elapsed() < Duration::from_secs(10), "took {:?}", since.elapsed());
 }
+
+// rules: JNL-8, JNL-17 — with the smallest journal, whatever gathers before a commit fits it.
+#[test]
+fn the_smallest_journal_takes_what_gathers_before_a_commit() {
+    let (_, container) = new_container(256 << 10);
+    container.create_volume("a", 32 * GIB).unwrap();
+    let io = io(&container, "a");
+    for i in 0..43 {
+        io.write_at(&[1; 4096], i * SLAB_LEN).unwrap();
+        io.flush().unwrap();
+    }
+    for i in 43..43 + 1024 {
+        io.write_at(&[1; 4096], i * SLAB_LEN).unwrap();
+    }
+    io.flush().unwrap();
+}
+
+// rule: JNL-12 — many layers are freed in steps that fit the journal.
+#[test]
+fn hundreds_of_deleted_volumes_are_freed_with_the_smallest_journal() {
+    let (disk, container) = new_container(256 << 10);
+    container.create_volume("a", 1 << 20).unwrap();
+    io(&container, "a").write_at(&[1; 512], 0).unwrap();
+    for i in 0..600 {
+        container.snapshot("a", &format!("s{i}")).unwrap();
+    }
+    for i in 0..600 {
+        container.delete_volume(&format!("s{i}")).unwrap();
+    }
+    container.settle(100_000).unwrap();
+    assert_eq!(container.volumes().len(), 1);
+    container.close().unwrap();
+    assert!(pitstop_format::check::check(&*disk).unwrap().findings.is_empty());
+}
+
+// A volume on more layers than one batch can change is refused with a way out, and nothing breaks.
+#[test]
+fn a_volume_on_too_many_layers_for_the_journal_is_kept() {
+    let (_, container) = new_container(256 << 10);
+    container.create_volume("a", 1 << 20).unwrap();
+    for i in 0..200 {
+        io(&container, "a").write_at(&[1; 512], 0).unwrap();
+        container.snapshot("a", &format!("s{i}")).unwrap();
+    }
+    assert!(matches!(container.delete_volume("a"), Err(Error::TooManyLayers { .. })));
+    // Without their copies the layers are merged, and the volume can go.
+    for i in 0..200 {
+        container.delete_volume(&format!("s{i}")).unwrap();
+        container.settle(100).unwrap();
+    }
+    container.settle(100_000).unwrap();
+    container.delete_volume("a").unwrap();
+}
+
+// A command waits for space that is on its way instead of failing.
+#[test]
+fn a_command_waits_for_a_commit_before_the_file_grows() {
+    let (_, container) = new_container(4 << 20);
+    container.create_volume("v", 8 * GIB).unwrap();
+    for n in 0..254 {
+        container.create_volume(&format!("v{n}"), 512).unwrap();
+    }
+    let volume = container.volume("v").unwrap();
+    for n in 0.. {
+        match volume.plan_write(n * SLAB_LEN..n * SLAB_LEN + 4096, Waker::noop()).unwrap() {
+            Planned::Ready(ticket) => ticket.complete(),
+            Planned::Busy => break,
+            Planned::NeedPage(_) => unreachable!("all pages are new"),
+        }
+    }
+    io(&container, "v").flush().unwrap();
+    let mut plan = ReadPlan::default();
+    assert!(matches!(volume.plan_read(0..4096, &mut plan).unwrap(), Planned::Ready(())));
+    io(&container, "v").discard(0..SLAB_LEN).unwrap();
+    for n in 0..8 {
+        container.create_volume(&format!("x{n}"), 512).unwrap();
+    }
+}
+
+// A write that finds one slab where it needs two does not wait for a read that holds a freed one.
+#[test]
+fn a_write_does_not_wait_for_an_unrelated_read() {
+    let (_, container) = new_container(4 << 20);
+    container.create_volume("v", 8 * GIB).unwrap();
+    let volume = container.volume("v").unwrap();
+    let mut n = 0;
+    let mut plan = ReadPlan::default();
+    let write = |n: u64, chunks: u64| volume.plan_write(n * SLAB_LEN..(n + chunks) * SLAB_LEN, Waker::noop()).unwrap();
+    while let Planned::Ready(ticket) = write(n, 1) {
+        ticket.complete();
+        n += 1;
+    }
+    io(&container, "v").flush().unwrap();
+    io(&container, "v").discard(SLAB_LEN..2 * SLAB_LEN).unwrap();
+    container.commit().unwrap();
+    assert!(matches!(volume.plan_read(0..4096, &mut plan).unwrap(), Planned::Ready(())));
+    io(&container, "v").discard(2 * SLAB_LEN..3 * SLAB_LEN).unwrap();
+    for _ in 0..20 {
+        if let Planned::Ready(ticket) = write(n, 2) {
+            return ticket.complete();
+        }
+        container.maintain().unwrap();
+    }
+    panic!("still waiting");
+}
+
+/// Wakes a counter.
+struct Count(std::sync::atomic::AtomicU64);
+
+impl std::task::Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// A request that waits for space is not woken by its own failure to find it.
+#[test]
+fn a_waiting_write_does_not_wake_itself() {
+    let (_, container) = new_container(1 << 20);
+    container.create_volume("v", GIB).unwrap();
+    let volume = container.volume("v").unwrap();
+    let count = Arc::new(Count(0.into()));
+    let waker = Waker::from(count.clone());
+    let mut n = 0;
+    while let Planned::Ready(ticket) = volume.plan_write(n * SLAB_LEN..(n + 3) * SLAB_LEN, &waker).unwrap() {
+        ticket.complete();
+        n += 3;
+    }
+    assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    container.maintain().unwrap();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1, "growth wakes those who wait");
+}

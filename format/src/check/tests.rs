@@ -634,3 +634,53 @@ fn opening_refuses_what_would_lead_the_engine_astray() {
     fixture.put_slot(fixture.free_slot(), &fixture.slot(SlotNo(0)));
     assert_eq!(refused(&fixture), "CAT-6");
 }
+
+// rules: JNL-10, CON-5 — journal items for places that do not exist, and counters that would overflow.
+#[test]
+fn opening_refuses_impossible_items_and_counters() {
+    let free = |slot: u32| Item::Slot {
+        slot: SlotNo(slot),
+        image: Slot::Free.encode(Fixture::crashed().uuid(), SlotNo(slot)),
+    };
+    for item in [free(0x77), free(0xffff_fffe), Item::Descriptor { slab: SlabNo(u64::MAX), image: [0; 32] }] {
+        let fixture = Fixture::crashed();
+        fixture.append(&[item]);
+        assert!(["JNL-10", "CON-14"].contains(&refused(&fixture)));
+    }
+    for change in [
+        |superblock: &mut Superblock| superblock.sequence = u64::MAX,
+        |superblock: &mut Superblock| superblock.generation = u64::MAX,
+        |superblock: &mut Superblock| superblock.tail_sequence = u64::MAX,
+    ] {
+        let fixture = Fixture::closed();
+        let mut superblock = fixture.superblock.clone();
+        change(&mut superblock);
+        for (copy, &offset) in OFFSETS.iter().enumerate() {
+            fixture.disk.write_at(&superblock.encode(copy), offset).unwrap();
+        }
+        assert_eq!(refused(&fixture), "CON-5");
+    }
+}
+
+// rule: JNL-9 — whichever superblock copy is lost to damage, the other one's journal is still there.
+#[test]
+fn either_superblock_copy_is_enough() {
+    for lost in OFFSETS {
+        let (disk, container) = Fixture::work();
+        for round in 0..200u8 {
+            let io = VolumeIo::new(&container, container.volume("golden").unwrap());
+            io.write_at(&[round; 4096], u64::from(round) % 60 * SLAB_LEN).unwrap();
+            io.flush().unwrap();
+            container.settle(10).unwrap();
+        }
+        let golden = VolumeIo::new(&container, container.volume("golden").unwrap());
+        let mut expected = vec![0; SIZE as usize];
+        golden.read_at(&mut expected, 0).unwrap();
+        drop((golden, container));
+        disk.flip(lost + 200, 1);
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        let mut found = vec![0; SIZE as usize];
+        VolumeIo::new(&container, container.volume("golden").unwrap()).read_at(&mut found, 0).unwrap();
+        assert!(found == expected, "the copy at {lost} was needed");
+    }
+}

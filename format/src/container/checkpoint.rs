@@ -9,7 +9,7 @@ use super::state::{Homes, State};
 use crate::error::{Error, Result};
 use crate::layer::PageLoad;
 use crate::layout::slot::{LayerKind, PER_PAGE};
-use crate::layout::superblock;
+use crate::layout::superblock::{self, OFFSETS};
 use crate::units::{PAGE_LEN, SlabNo, SlotNo};
 
 /// Pages copied per hold of the engine lock.
@@ -35,16 +35,19 @@ impl Container {
         // Everything copied is durable in the journal before it overwrites a home.
         self.commit_reserved()?;
         self.write_home(images)?;
-        let superblock = {
-            let mut state = self.shared.lock();
-            let ring_len = state.ring.len;
-            state.superblock.sequence += 1;
-            state.superblock.tail_offset = tail.at % ring_len;
-            state.superblock.tail_sequence = tail.sequence;
-            state.superblock.tail_prev_crc = tail.prev_crc;
-            state.superblock.clone()
-        };
-        self.write_superblock(&superblock)?;
+        // Both copies, one after the other: whichever is read later, its tail's records are still there.
+        for _ in OFFSETS {
+            let superblock = {
+                let mut state = self.shared.lock();
+                let ring_len = state.ring.len;
+                state.superblock.sequence += 1;
+                state.superblock.tail_offset = tail.at % ring_len;
+                state.superblock.tail_sequence = tail.sequence;
+                state.superblock.tail_prev_crc = tail.prev_crc;
+                state.superblock.clone()
+            };
+            self.write_superblock(&superblock)?;
+        }
         let mut state = self.shared.lock();
         state.ring.tail = tail;
         state.checkpoint_wanted = false;
@@ -58,7 +61,7 @@ impl Container {
         let copy = (superblock.sequence % 2) as usize;
         self.shared
             .disk
-            .write_at_durable(&superblock.encode(copy), superblock::OFFSETS[copy])
+            .write_at_durable(&superblock.encode(copy), OFFSETS[copy])
             .map_err(|error| self.home_failed("superblock write", &error))
     }
 

@@ -43,6 +43,8 @@ pub enum Maintained {
 pub(super) struct Background {
     reclaim: Option<Reclaim>,
     pub(super) merge: Option<MergeJob>,
+    /// Layers that could not be merged because something in them is damaged; not tried again.
+    pub(super) unmergeable: HashSet<LayerId>,
     last_commit: Option<Instant>,
     grow_failed: Option<Instant>,
 }
@@ -109,7 +111,7 @@ impl Container {
         let (free, limbo) = (state.alloc.free_count(), state.alloc.limbo_count());
         let low = free < (growth_slabs(&state) / 4).clamp(64, 1024);
         // Freed slabs need a commit before they can be used again, and are preferred to fresh ones.
-        let short = low && (limbo == 0 || (wanted && free == 0 && !dirty));
+        let short = low && (limbo == 0 || (wanted && !dirty));
         let growth_failed = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
         let last = background.last_commit.get_or_insert_with(Instant::now);
         if wanted && short && growth_failed {
@@ -189,10 +191,17 @@ impl Container {
             }
         }
         if pass.next == state.alloc.slab_count() as usize {
-            for layer in std::mem::take(&mut pass.layers) {
+            // Each layer's slot is a change of 520 bytes: not more of them at once than a batch should hold.
+            let most = (state.ring.batch_limit() / 520).max(1) as usize;
+            let now: Vec<LayerId> = pass.layers.iter().copied().take(most).collect();
+            for layer in now {
+                pass.layers.remove(&layer);
                 state.remove_layer(layer);
             }
-            background.reclaim = None;
+            freed += 1;
+            if pass.layers.is_empty() {
+                background.reclaim = None;
+            }
         }
         // Freed slabs help others only once their record is durable.
         state.space.wanted |= freed > 0;

@@ -4,6 +4,7 @@
 //! until it is unlinked. A slab changes owner in one batch with both entries. Only frozen, sealed layers are merged.
 //! Does not: merge into heads, or copy a block that the child hides.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::maintain::Background;
@@ -54,15 +55,22 @@ impl Container {
     pub(super) fn merge(&self, background: &mut Background) -> Result<bool> {
         if background.merge.is_none() {
             let mut state = self.shared.lock();
-            background.merge = find_candidate(&mut state);
+            background.merge = find_candidate(&mut state, &background.unmergeable);
         }
         let Some(job) = &mut background.merge else {
             return Ok(false);
         };
-        match self.merge_step(job)? {
-            Outcome::More => {}
-            Outcome::Ended => background.merge = None,
-            Outcome::Blocked => return Ok(false),
+        match self.merge_step(job) {
+            Ok(Outcome::More) => {}
+            Ok(Outcome::Ended) => background.merge = None,
+            Ok(Outcome::Blocked) => return Ok(false),
+            Err(failed @ Error::Failed { .. }) => return Err(failed),
+            Err(error) => {
+                // One bad page must stop neither other merges nor whoever does background work.
+                log::warn!("layer {} is not merged into layer {}: {error}", job.parent.id, job.child.id);
+                background.unmergeable.insert(job.parent.id);
+                background.merge = None;
+            }
         }
         Ok(true)
     }
@@ -162,7 +170,7 @@ impl Container {
     /// Whether a merge is under way or possible; for tests.
     #[doc(hidden)]
     pub fn has_merge_work(&self) -> bool {
-        lock(&self.shared.homes).merge.is_some() || find_candidate(&mut self.shared.lock()).is_some()
+        lock(&self.shared.homes).merge.is_some() || find_candidate(&mut self.shared.lock(), &HashSet::new()).is_some()
     }
 }
 
@@ -179,7 +187,7 @@ fn is_frozen(state: &State, layer: &Layer) -> bool {
 }
 
 /// A frozen layer whose only user is one frozen child.
-fn find_candidate(state: &mut State) -> Option<MergeJob> {
+fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<MergeJob> {
     if !state.merge_possible {
         return None;
     }
@@ -188,13 +196,15 @@ fn find_candidate(state: &mut State) -> Option<MergeJob> {
         _ => None,
     });
     let pairs: Vec<(LayerId, LayerId)> = frozen.collect();
-    let found =
-        pairs.into_iter().find_map(|(child, parent)| {
-            let child = state.layers.get(&child)?;
-            let parent = state.layers.get(&parent)?;
-            (state.child_count(parent.id) == 1 && is_frozen(state, child) && is_frozen(state, parent))
-                .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
-        });
+    let found = pairs.into_iter().find_map(|(child, parent)| {
+        let child = state.layers.get(&child)?;
+        let parent = state.layers.get(&parent)?;
+        (!unmergeable.contains(&parent.id)
+            && state.child_count(parent.id) == 1
+            && is_frozen(state, child)
+            && is_frozen(state, parent))
+        .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
+    });
     state.merge_possible = found.is_some();
     found
 }

@@ -215,7 +215,10 @@ impl Recovered {
         let uuid = self.superblock.uuid;
         let slabs = file_len / SLAB_LEN;
         if let Some(last) = self.replay.descriptors.keys().next_back().filter(|slab| slab.0 >= slabs) {
-            return Err(Error::Truncated { found: file_len, expected: (last.0 + 1) * SLAB_LEN });
+            return Err(Error::Truncated {
+                found: file_len,
+                expected: last.0.saturating_add(1).saturating_mul(SLAB_LEN),
+            });
         }
         for group in 0..slabs.div_ceil(SLABS_PER_GROUP) {
             let first = group * SLABS_PER_GROUP;
@@ -316,6 +319,16 @@ impl Recovered {
                 let bad = Bad::new("CON-13", format!("{found:?}"), "a reserved slab");
                 return Err(bad.at("slab descriptor", Place::Slab(SlabNo(slab))).into());
             }
+        }
+        // Homes are written for all that the journal names.
+        let beyond = self.replay.slots.keys().next_back().filter(|slot| slot.0 as usize >= self.slots.len());
+        if let Some(slot) = beyond {
+            let bad = Bad::new("JNL-10", format!("slot {slot} of {}", self.slots.len()), "a slot of the catalog");
+            return Err(bad.at("journal item", Place::Slot(slot.0)).into());
+        }
+        if let Some(slab) = self.replay.descriptors.keys().next_back().filter(|slab| slab.0 >= slabs) {
+            let bad = Bad::new("JNL-10", format!("slab {slab} of {slabs}"), "a slab of the container");
+            return Err(bad.at("journal item", Place::Slab(*slab)).into());
         }
         match self.catalog_slabs.iter().find(|slab| slab.0 >= slabs) {
             Some(&slab) => {

@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard};
 use uuid::Uuid;
 
 use super::state::State;
-use super::{Container, VolumeInfo, now_ns};
+use super::{Container, Maintained, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
 use crate::layout::slot::{LayerKind, LayerRecord, OriginRecord, VolumeRecord, check_name};
@@ -91,6 +91,7 @@ impl PendingCopy {
         let shared = &self.container.shared;
         let mut state = self.container.lock_with_slots(1)?;
         let id = state.volume_id(name)?;
+        state.check_let_go(id)?;
         let parent = self.parent(&state)?;
         let head = add_head(&mut state, parent, self.size);
         let old = state.volume_record(id).head;
@@ -133,6 +134,22 @@ impl State {
         self.names.get(name).copied().ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })
     }
 
+    /// Refuses to let go of a volume's layers if they are too many for one batch, before anything has changed.
+    fn check_let_go(&self, id: VolumeId) -> Result<()> {
+        let most = (self.ring.reserve() / 2 / 520) as usize;
+        let record = self.volume_record(id);
+        let mut layers = 0;
+        let mut next = Some(record.head);
+        while let Some(layer) = next.filter(|_| layers <= most) {
+            layers += 1;
+            next = self.layer_record(layer).parent;
+        }
+        if layers > most {
+            return Err(Error::TooManyLayers { name: record.name.clone(), layers, most });
+        }
+        Ok(())
+    }
+
     /// Dooms a head that its volume no longer uses, and every frozen layer that nobody else uses then (LAY-5).
     fn let_go(&mut self, head: LayerId, volume: VolumeId) {
         let mut next = Some(head);
@@ -158,16 +175,20 @@ impl State {
 impl Container {
     /// Locks the state with `count` catalog slots free, so that what follows cannot fail half-way.
     fn lock_with_slots(&self, count: usize) -> Result<MutexGuard<'_, State>> {
-        let mut state = self.shared.lock();
-        if state.reserve_slots(count).is_ok() {
-            return Ok(state);
+        loop {
+            let mut state = self.shared.lock();
+            let Err(error) = state.reserve_slots(count) else {
+                return Ok(state);
+            };
+            if state.space.failure.is_some() && state.alloc.limbo_count() == 0 {
+                return Err(error);
+            }
+            // The file may only have to grow, or freed slabs to be committed.
+            drop(state);
+            if self.maintain()? == Maintained::Idle {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
         }
-        // The file may only have to grow.
-        drop(state);
-        self.maintain()?;
-        state = self.shared.lock();
-        state.reserve_slots(count)?;
-        Ok(state)
     }
 
     /// Creates a volume of `size` bytes that reads as zeros.
@@ -216,6 +237,7 @@ impl Container {
         {
             let mut state = self.shared.lock();
             let id = state.volume_id(name)?;
+            state.check_let_go(id)?;
             let head = state.volume_record(id).head;
             let core = state.volumes[&id].clone();
             core.retire(self.shared.signal.clone());

@@ -35,7 +35,7 @@ impl Ring {
 
     /// Most bytes of changes that a batch should gather before it is committed (JNL-8).
     pub(crate) fn batch_limit(&self) -> u64 {
-        (self.len / 16).min(4 << 20)
+        (self.len / 32).min(4 << 20)
     }
 
     /// Bytes kept for the batches of checkpoints and of freeing.

@@ -136,6 +136,11 @@ impl Superblock {
         if tail_offset >= journal_len || !tail_offset.is_multiple_of(BLOCK_LEN) {
             return Err(bad("JNL-1", tail_offset, journal_len));
         }
+        for counter in [SEQUENCE, GENERATION, TAIL_SEQUENCE] {
+            if counter.get(b) >= 1 << 63 {
+                return Err(bad("CON-5", counter.get(b), 1 << 63));
+            }
+        }
         let label = LABEL.get_str(b).ok_or_else(|| bad("CON-11", 1, 0))?;
         Ok(Self {
             uuid: UUID.uuid(b),

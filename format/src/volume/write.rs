@@ -113,16 +113,24 @@ impl WriteTicket {
     }
 }
 
+impl WriteTicket {
+    /// Gives the claims up. Under the lock that they were made under, nobody can be waiting for them yet, and a waker
+    /// that this very plan has registered must not be woken by its own failure.
+    pub(super) fn roll_back(&mut self, state: &mut State) {
+        for claim in self.claims.drain(..) {
+            if let InLayer::Entry(entry) = self.writers.layer.lookup(claim.chunk) {
+                state.abandon(&self.writers.layer, claim.chunk, entry, claim.mask);
+            }
+        }
+    }
+}
+
 impl Drop for WriteTicket {
     fn drop(&mut self) {
         if !self.claims.is_empty() {
-            let layer = &self.writers.layer;
-            let mut state = self.shared.lock();
-            for claim in self.claims.drain(..) {
-                if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
-                    state.abandon(layer, claim.chunk, entry, claim.mask);
-                }
-            }
+            let shared = self.shared.clone();
+            let mut state = shared.lock();
+            self.roll_back(&mut state);
             state.wake_all();
         }
     }
@@ -181,6 +189,7 @@ impl Volume {
         }
         for piece in pieces(range) {
             if let Err(why) = ticket.plan_piece(&mut state, piece, waker) {
+                ticket.roll_back(&mut state);
                 drop(state);
                 if matches!(why, NotReady::Busy) {
                     self.shared.call_for_work();

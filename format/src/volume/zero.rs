@@ -91,6 +91,9 @@ impl Volume {
         let head = self.core.head();
         let mut data = None;
         let outcome = self.zero_locked(&mut state, &head, kind, &edges, whole, waker, &mut data);
+        if let (Err(_), Some(ticket)) = (&outcome, &mut data) {
+            ticket.roll_back(&mut state);
+        }
         self.core.touch(&state);
         let urgent = state.space.wanted || state.dirty.journal_bytes() > state.ring.batch_limit();
         drop(state);
