@@ -138,11 +138,14 @@ impl State {
     fn check_let_go(&self, id: VolumeId) -> Result<()> {
         let most = (self.ring.reserve() / 2 / 520) as usize;
         let record = self.volume_record(id);
-        let mut layers = 0;
+        let (mut layers, mut alone) = (0, true);
         let mut next = Some(record.head);
-        while let Some(layer) = next.filter(|_| layers <= most) {
-            layers += 1;
-            next = self.layer_record(layer).parent;
+        while let Some(layer) = next {
+            let found = self.layer_record(layer);
+            // Doomed with the volume, or losing it as their owner; others do not change.
+            alone &= self.child_count(layer) <= 1;
+            layers += usize::from(alone || found.owner == Some(id));
+            next = found.parent;
         }
         if layers > most {
             return Err(Error::TooManyLayers { name: record.name.clone(), layers, most });
