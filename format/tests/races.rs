@@ -393,3 +393,29 @@ fn a_waiting_write_does_not_wake_itself() {
     container.maintain().unwrap();
     assert_eq!(count.0.load(Ordering::Relaxed), 1, "growth wakes those who wait");
 }
+
+// rules: SNP-2, LAY-11 — a copy is there only when the writes of before its instant have ended.
+#[test]
+fn a_snapshot_returns_only_after_the_writes_of_before_it() {
+    let (disk, container) = new_container(1 << 20);
+    container.create_volume("v", 1 << 20).unwrap();
+    let Planned::Ready(ticket) = container.volume("v").unwrap().plan_write(0..4096, Waker::noop()).unwrap() else {
+        panic!("busy");
+    };
+    std::thread::scope(|scope| {
+        let snapshot = scope.spawn(|| container.snapshot("v", "copy").unwrap());
+        // Writes of after the instant show when it has come; none of them waits.
+        let since = Instant::now();
+        while container.layers().len() < 2 {
+            assert!(since.elapsed() < Duration::from_secs(10), "the instant never came");
+        }
+        io(&container, "v").write_at(&[2; 4096], 8192).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!snapshot.is_finished(), "the copy is there while a write of before it is under way");
+        assert_eq!(container.volumes().len(), 1);
+        pitstop_format::Disk::write_at(&*disk, &[1; 4096], ticket.segments()[0].disk_offset).unwrap();
+        ticket.complete();
+        snapshot.join().unwrap();
+    });
+    assert_eq!((first_byte(&container, "copy", 0), first_byte(&container, "copy", 8192)), (1, 0));
+}

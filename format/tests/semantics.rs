@@ -415,6 +415,38 @@ fn a_freed_slab_waits_for_requests_that_know_it() {
     assert!(uses_it(&container), "never reused at all");
 }
 
+// rule: JNL-6 — nor before the record that frees it is durable: a crash would bring the old owner back.
+#[test]
+fn a_freed_slab_waits_for_its_freeing_to_be_durable() {
+    let (disk, container) = new_container();
+    container.create_volume("old", MIB).unwrap();
+    container.create_volume("new", 64 * MIB).unwrap();
+    // Plenty of free slabs: nothing else calls for a commit.
+    fill(&container, "new", 32 * MIB..34 * MIB, 9);
+    container.settle(100).unwrap();
+    fill(&container, "old", 0..256 << 10, 1);
+    io(&container, "old").flush().unwrap();
+    let mut plan = ReadPlan::default();
+    container.volume("old").unwrap().plan_read(0..4096, &mut plan).unwrap();
+    let ReadSegment::Data { disk_offset, .. } = plan.segments()[0] else { panic!("no data") };
+    plan.clear();
+    io(&container, "old").discard(0..256 << 10).unwrap();
+    container.settle(10).unwrap();
+    // The lowest free slab is taken first: it would be this one.
+    fill(&container, "new", 0..4 * MIB, 2);
+    let crashed = Container::open(disk.copy(), OpenMode::ReadWrite).unwrap();
+    assert_eq!(value(&crashed, "old", 0..256 << 10), 1, "the old owner shows another volume's data");
+    io(&container, "new").flush().unwrap();
+    container.settle(10).unwrap();
+    fill(&container, "new", 8 * MIB..12 * MIB, 3);
+    let mut seen = false;
+    for start in (8 * MIB..12 * MIB).step_by(256 << 10) {
+        container.volume("new").unwrap().plan_read(start..start + 4096, &mut plan).unwrap();
+        seen |= matches!(plan.segments()[0], ReadSegment::Data { disk_offset: found, .. } if found == disk_offset);
+    }
+    assert!(seen, "never reused at all");
+}
+
 // rule: JNL-14 — after a failed sync no flush succeeds until the container is opened again.
 #[test]
 fn a_failed_sync_fails_the_container_until_it_is_reopened() {

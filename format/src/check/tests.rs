@@ -684,3 +684,50 @@ fn either_superblock_copy_is_enough() {
         assert!(found == expected, "the copy at {lost} was needed");
     }
 }
+
+// rule: JNL-4 — a record that is not the expected one, or a batch without its end, changes nothing.
+#[test]
+fn records_of_another_chain_and_unfinished_batches_do_not_count() {
+    let changes: [(&str, fn(&mut record::Link)); 4] = [
+        ("generation", |link| link.generation -= 1),
+        ("previous CRC", |link| link.prev_crc ^= 1),
+        ("sequence", |link| link.sequence += 1),
+        ("container", |link| link.uuid = Uuid::from_u128(7)),
+    ];
+    let renamed = |fixture: &Fixture| {
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let (number, mut record) = journal
+            .slots
+            .iter()
+            .find_map(|(&number, image)| match Slot::decode(&image[..], fixture.uuid(), number) {
+                Ok(Slot::Volume(record)) if record.name == "ci" => Some((number, record)),
+                _ => None,
+            })
+            .unwrap();
+        record.name = "renamed".to_owned();
+        let image = Slot::Volume(record).encode(fixture.uuid(), number);
+        (journal.end, Item::Slot { slot: number, image })
+    };
+    let names = |fixture: &Fixture| {
+        let container = Container::open(fixture.disk.clone(), OpenMode::ReadWrite).unwrap();
+        container.volumes().into_iter().map(|volume| volume.name).collect::<Vec<_>>()
+    };
+    let put = |fixture: &Fixture, change: fn(&mut record::Link), last: bool| {
+        let (end, item) = renamed(fixture);
+        let mut link = end.link;
+        change(&mut link);
+        let (bytes, _) = record::encode(link, &[item], last);
+        fixture.disk.write_at(&bytes, fixture.superblock.journal_offset + end.at).unwrap();
+    };
+    for (what, change) in changes {
+        let fixture = Fixture::crashed();
+        put(&fixture, change, true);
+        assert_eq!(names(&fixture), ["ci", "golden"], "another {what}");
+    }
+    let fixture = Fixture::crashed();
+    put(&fixture, |_| {}, false);
+    assert_eq!(names(&fixture), ["ci", "golden"], "a batch without its end");
+    let fixture = Fixture::crashed();
+    put(&fixture, |_| {}, true);
+    assert_eq!(names(&fixture), ["golden", "renamed"], "the expected record");
+}
