@@ -2,7 +2,8 @@
 //!
 //! Every order from the command line or the control socket ends in a method of [`Daemon`]. Invariant: at most one
 //! export has a given id, and at most one writable export serves a given volume; a volume that is exported is not
-//! deleted. Orders are serialised by one lock, which no queue thread ever takes. Does not: parse orders
+//! deleted. Orders are serialised by one lock, which no queue thread ever takes, and which is never held while a socket is
+//! opened or a thread's end is awaited: an export that ends stays listed until it has ended. Does not: parse orders
 //! (`config`, `control`) or serve guests (`export`).
 
 use std::path::PathBuf;
@@ -11,10 +12,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pitstop_format::{Container, FileDisk, VolumeId, VolumeInfo};
+use pitstop_format::{Container, FileDisk, Volume, VolumeId, VolumeInfo};
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES};
-use crate::export::{Export, ExportError, Resources};
+use crate::export::{Door, Export, ExportError, Resources};
 
 /// How often the main thread looks whether there is anything left to serve.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -80,6 +81,12 @@ pub(crate) enum DaemonError {
     /// The id is taken.
     #[error("an export with id '{id}' exists already; choose another id")]
     ExportExists {
+        /// The id asked for.
+        id: String,
+    },
+    /// The export is about to end.
+    #[error("export '{id}' is ending; try again when it has ended")]
+    ExportEnding {
         /// The id asked for.
         id: String,
     },
@@ -151,6 +158,10 @@ pub(crate) type Result<T> = std::result::Result<T, DaemonError>;
 pub(crate) struct Daemon {
     resources: Resources,
     exports: Mutex<Vec<Served>>,
+    /// An export that was ending has ended.
+    export_ended: Condvar,
+    /// Held while a socket is opened: two exports must not take each other's new socket for a dead one.
+    opening: Mutex<()>,
     subscribers: Mutex<Vec<Sender<Event>>>,
     shutdown: AtomicBool,
     shutdown_lock: Mutex<()>,
@@ -161,7 +172,9 @@ pub(crate) struct Daemon {
 struct Served {
     config: ExportConfig,
     volume: VolumeId,
-    export: Export,
+    export: Arc<Export>,
+    /// Somebody waits for its end.
+    ending: bool,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -176,6 +189,8 @@ impl Daemon {
         Ok(Arc::new(Daemon {
             resources: Resources::new(container, disk)?,
             exports: Mutex::default(),
+            export_ended: Condvar::new(),
+            opening: Mutex::default(),
             subscribers: Mutex::default(),
             shutdown: AtomicBool::new(false),
             shutdown_lock: Mutex::default(),
@@ -198,12 +213,33 @@ impl Daemon {
         if !(1..=MAX_QUEUES).contains(&config.num_queues) {
             return Err(DaemonError::BadQueueCount { found: config.num_queues });
         }
+        self.check_new(&lock(&self.exports), &config)?;
+        let opening = lock(&self.opening);
+        let door = Door::open(&config.socket)?;
+        drop(opening);
         let mut exports = lock(&self.exports);
+        let volume = self.check_new(&exports, &config)?; // again: the lock was not held
+        let id = volume.id();
+        let export = Arc::new(Export::start(&config, door, volume, &self.resources)?);
+        let event = Event::ExportAdded { id: config.id.clone() };
+        exports.push(Served { config, volume: id, export, ending: false });
+        drop(exports);
+        self.emit(&event);
+        Ok(())
+    }
+
+    /// Whether an export may be added; its volume.
+    fn check_new(&self, exports: &[Served], config: &ExportConfig) -> Result<Volume> {
         if self.shutdown.load(Ordering::Acquire) {
             return Err(DaemonError::ShuttingDown);
         }
-        if exports.iter().any(|served| served.config.id == config.id) {
-            return Err(DaemonError::ExportExists { id: config.id });
+        if let Some(served) = exports.iter().find(|served| served.config.id == config.id) {
+            let id = config.id.clone();
+            return Err(if served.ending {
+                DaemonError::ExportEnding { id }
+            } else {
+                DaemonError::ExportExists { id }
+            });
         }
         let volume = self.container().volume(&config.volume)?;
         let shares = |served: &&Served| {
@@ -211,31 +247,40 @@ impl Daemon {
                 && (served.config.access == Access::ReadWrite || config.access == Access::ReadWrite)
         };
         if let Some(other) = exports.iter().find(shares) {
-            return Err(DaemonError::AlreadyExported { volume: config.volume, id: other.config.id.clone() });
+            let volume = config.volume.clone();
+            return Err(DaemonError::AlreadyExported { volume, id: other.config.id.clone() });
         }
-        let id = volume.id();
-        let export = Export::start(&config, volume, &self.resources)?;
-        let event = Event::ExportAdded { id: config.id.clone() };
-        exports.push(Served { config, volume: id, export });
-        drop(exports);
-        self.emit(&event);
-        Ok(())
+        Ok(volume)
     }
 
     /// Stops serving: the socket disappears, a connected guest is disconnected after its requests in flight.
     pub(crate) fn remove_export(&self, id: &str, when_connected: WhenConnected) -> Result<()> {
         let mut exports = lock(&self.exports);
-        let Some(at) = exports.iter().position(|served| served.config.id == id) else {
+        let Some(served) = exports.iter_mut().find(|served| served.config.id == id) else {
             return Err(DaemonError::NoSuchExport { id: id.to_owned() });
         };
-        if when_connected == WhenConnected::Refuse && exports.get(at).is_some_and(|s| s.export.is_connected()) {
+        if served.ending {
+            return Err(DaemonError::ExportEnding { id: id.to_owned() });
+        }
+        if when_connected == WhenConnected::Refuse && served.export.is_connected() {
             return Err(DaemonError::ExportConnected { id: id.to_owned() });
         }
-        let served = exports.remove(at);
-        served.export.stop();
+        served.ending = true;
+        let export = Arc::clone(&served.export);
         drop(exports);
-        self.emit(&Event::ExportDeleted { id: id.to_owned() });
+        self.await_end(id, &export);
         Ok(())
+    }
+
+    /// Stops an export that is marked as ending, waits for its end, and takes it from the list.
+    fn await_end(&self, id: &str, export: &Export) {
+        let stopped = export.stop();
+        lock(&self.exports).retain(|served| served.config.id != id);
+        self.export_ended.notify_all();
+        self.emit(&Event::ExportDeleted { id: id.to_owned() });
+        if let Err(panic) = stopped {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     /// Creates an empty volume.
@@ -312,28 +357,36 @@ impl Daemon {
     /// Sleeps until someone asks the daemon to end, or until all that it serves was one inherited connection that has
     /// ended.
     pub(crate) fn wait_for_shutdown(&self) {
-        let mut held = lock(&self.shutdown_lock);
-        while !self.shutdown.load(Ordering::Acquire) && !self.is_over() {
-            let waited = self.shutdown_asked.wait_timeout(held, LOOK_PERIOD);
-            held = waited.unwrap_or_else(PoisonError::into_inner).0;
+        while !self.is_over() {
+            let held = lock(&self.shutdown_lock);
+            if self.shutdown.load(Ordering::Acquire) {
+                return;
+            }
+            drop(self.shutdown_asked.wait_timeout(held, LOOK_PERIOD));
         }
     }
 
     /// Whether there were exports and all have ended by themselves.
     fn is_over(&self) -> bool {
         let exports = lock(&self.exports);
-        !exports.is_empty() && exports.iter().all(|served| served.export.is_over())
+        !exports.is_empty() && exports.iter().all(|served| !served.ending && served.export.is_over())
     }
 
     /// Stops every export: guests are disconnected after their requests in flight.
     pub(crate) fn stop_exports(&self) {
-        let exports = std::mem::take(&mut *lock(&self.exports));
-        for served in &exports {
+        let mut ours = Vec::new();
+        for served in lock(&self.exports).iter_mut().filter(|served| !served.ending) {
+            served.ending = true;
             served.export.ask_to_stop();
+            ours.push((served.config.id.clone(), Arc::clone(&served.export)));
         }
-        for served in exports {
-            served.export.stop();
-            self.emit(&Event::ExportDeleted { id: served.config.id });
+        for (id, export) in ours {
+            self.await_end(&id, &export);
+        }
+        // Others may be ending by an order.
+        let mut exports = lock(&self.exports);
+        while !exports.is_empty() {
+            exports = self.export_ended.wait(exports).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

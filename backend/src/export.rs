@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
 use crate::session::{Served, Session};
+use crate::socket::{MAX_PATH_LEN, is_listened_on};
 
 /// Why an export cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +93,8 @@ impl Resources {
 #[derive(Debug)]
 pub(crate) struct Export {
     shared: Arc<Shared>,
-    thread: thread::JoinHandle<()>,
+    /// Taken by who waits for the thread's end.
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 /// What the export's thread and its owner share.
@@ -113,9 +115,13 @@ struct Shared {
 pub(crate) struct Gate<'a>(#[expect(dead_code, reason = "holds the lock")] MutexGuard<'a, ()>);
 
 impl Export {
-    /// Opens the socket and starts to serve. When this returns, front ends can connect.
-    pub(crate) fn start(config: &ExportConfig, volume: Volume, resources: &Resources) -> Result<Self, ExportError> {
-        let door = Door::open(&config.socket)?;
+    /// Starts to serve at `door`.
+    pub(crate) fn start(
+        config: &ExportConfig,
+        door: Door,
+        volume: Volume,
+        resources: &Resources,
+    ) -> Result<Self, ExportError> {
         let shared = Arc::new(Shared {
             volume: volume.clone(),
             connected: AtomicBool::new(false),
@@ -131,11 +137,12 @@ impl Export {
             volume,
             access: config.access,
             num_queues: config.num_queues,
+            write_through: Arc::default(),
         };
         let its_shared = Arc::clone(&shared);
         let body = move || serve(&door, &served, &its_shared);
         let thread = thread::Builder::new().name("pit-export".to_owned()).spawn(body)?;
-        Ok(Export { shared, thread })
+        Ok(Export { shared, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) fn volume(&self) -> &Volume {
@@ -149,7 +156,7 @@ impl Export {
 
     /// Whether the export has ended by itself: its inherited connection is gone.
     pub(crate) fn is_over(&self) -> bool {
-        self.thread.is_finished()
+        lock(&self.thread).as_ref().is_some_and(thread::JoinHandle::is_finished)
     }
 
     /// Until the gate is dropped, front ends wait before they count as connected.
@@ -171,17 +178,17 @@ impl Export {
     }
 
     /// Stops: a connected guest is disconnected after its requests in flight, and the socket file is removed.
-    pub(crate) fn stop(self) {
+    /// An error is the panic of the export's thread.
+    pub(crate) fn stop(&self) -> thread::Result<()> {
         self.ask_to_stop();
-        if let Err(panic) = self.thread.join() {
-            std::panic::resume_unwind(panic);
-        }
+        let thread = lock(&self.thread).take();
+        thread.map_or(Ok(()), thread::JoinHandle::join)
     }
 }
 
 /// Where front ends come in.
 #[derive(Debug)]
-enum Door {
+pub(crate) enum Door {
     /// One front end after another; the socket file goes with the listener.
     Listener {
         listener: UnixListener,
@@ -194,7 +201,7 @@ enum Door {
 
 /// A socket file that this process made.
 #[derive(Debug)]
-struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -211,7 +218,8 @@ impl Drop for SocketFile {
 }
 
 impl Door {
-    fn open(source: &SocketSource) -> Result<Self, ExportError> {
+    /// Opens the socket. When this returns, front ends can connect; they are served once the export is started.
+    pub(crate) fn open(source: &SocketSource) -> Result<Self, ExportError> {
         match source {
             SocketSource::Path(path) => listen(path),
             SocketSource::Fd(fd) => inherit(*fd).map_err(|source| ExportError::BadFd { fd: *fd, source }),
@@ -227,7 +235,7 @@ fn listen(path: &Path) -> Result<Door, ExportError> {
     if !folder.is_dir() {
         return Err(ExportError::NoFolder { folder: folder.to_owned() });
     }
-    if path.as_os_str().len() > 107 {
+    if path.as_os_str().len() > MAX_PATH_LEN {
         return Err(ExportError::PathTooLong { path: path.to_owned() });
     }
     clear_stale_socket(path)?;
@@ -248,19 +256,23 @@ fn clear_stale_socket(path: &Path) -> Result<(), ExportError> {
     if !found.file_type().is_socket() {
         return Err(ExportError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|source| ExportError::Listen { path: path.to_owned(), source })
-        }
-        Err(source) if source.kind() != io::ErrorKind::WouldBlock => {
-            Err(ExportError::Listen { path: path.to_owned(), source })
-        }
-        _ => Err(ExportError::SocketInUse { path: path.to_owned() }),
+    let failed = |source| ExportError::Listen { path: path.to_owned(), source };
+    if is_listened_on(path).map_err(failed)? {
+        return Err(ExportError::SocketInUse { path: path.to_owned() });
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
     }
 }
 
-/// Takes over a descriptor that another program opened.
-fn inherit(fd: RawFd) -> io::Result<Door> {
+/// Fails unless `fd` is a descriptor that an export can take over.
+pub(crate) fn check_inherited(fd: RawFd) -> Result<(), ExportError> {
+    inherited_listens(fd).map(drop).map_err(|source| ExportError::BadFd { fd, source })
+}
+
+/// Whether the inherited socket listens, or else is a connection.
+fn inherited_listens(fd: RawFd) -> io::Result<bool> {
     let option = |name| -> io::Result<libc::c_int> {
         let mut value: libc::c_int = 0;
         let mut len = size_of::<libc::c_int>() as libc::socklen_t;
@@ -271,8 +283,13 @@ fn inherit(fd: RawFd) -> io::Result<Door> {
     if option(libc::SO_DOMAIN)? != libc::AF_UNIX || option(libc::SO_TYPE)? != libc::SOCK_STREAM {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a unix stream socket"));
     }
-    let listens = option(libc::SO_ACCEPTCONN)? != 0;
-    // SAFETY: the descriptor is open, as the calls above have shown, and was passed to this program to own.
+    Ok(option(libc::SO_ACCEPTCONN)? != 0)
+}
+
+/// Takes over a descriptor that another program opened.
+fn inherit(fd: RawFd) -> io::Result<Door> {
+    let listens = inherited_listens(fd)?;
+    // SAFETY: the descriptor is open, as the call above has shown, and was passed to this program to own.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     set_close_on_exec(&owned)?;
     if listens {

@@ -15,8 +15,10 @@ mod dataplane;
 mod export;
 mod jobs;
 mod session;
+mod socket;
 mod virtio;
 
+use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory, Parser};
 use pitstop_format::{Container, Disk, FileDisk, Holder, OpenMode};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use config::{Access, ExportConfig, MAX_QUEUES, SocketSource};
 use control::ControlServer;
@@ -101,14 +104,19 @@ enum MainError {
 fn main() -> ExitCode {
     // The conventions ask to ignore everything else then.
     if std::env::args_os().any(|argument| argument == "--print-capabilities") {
-        println!("{CAPABILITIES}");
-        return ExitCode::SUCCESS;
+        let printed = writeln!(std::io::stdout(), "{CAPABILITIES}");
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse();
     if cli.conventions.volume.is_some() && cli.conventions.socket_path.is_none() && cli.conventions.fd.is_none() {
         Cli::command()
             .error(clap::error::ErrorKind::MissingRequiredArgument, "--volume goes with --socket-path or --fd")
             .exit();
+    }
+    let serves_one = cli.conventions.socket_path.is_some() || cli.conventions.fd.is_some();
+    if cli.exports.is_empty() && cli.control.is_none() && !serves_one {
+        let text = "there is nothing to serve: give --export, --control, --socket-path or --fd";
+        Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, text).exit();
     }
     start_log();
     match run(cli) {
@@ -126,7 +134,13 @@ fn start_log() {
 }
 
 fn run(cli: Cli) -> Result<(), MainError> {
+    // First of all: later, a descriptor of our own might have the number.
+    if let Some(fd) = cli.conventions.fd {
+        export::check_inherited(fd)?;
+    }
     session::sigbus::install()?;
+    // Before the container is opened: a signal during the start must end the daemon properly too.
+    let signals = Signals::new([SIGTERM, SIGINT])?;
     raise_descriptor_limit();
     let path = cli.container.clone().or_else(|| cli.conventions.blk_file.clone()).unwrap_or_default();
     let in_container = |source| MainError::Container { path: path.clone(), source };
@@ -136,12 +150,15 @@ fn run(cli: Cli) -> Result<(), MainError> {
     let control = cli.control.as_deref().map(std::path::absolute).transpose()?;
     if mode == OpenMode::ReadWrite {
         let holder = Holder { pid: std::process::id(), program: "pitstopd".to_owned(), control: control.clone() };
-        disk.announce(&holder).map_err(in_container)?;
+        // Only a help for other programs: a full or read-only folder is no reason not to serve.
+        if let Err(error) = disk.announce(&holder) {
+            log::warn!("'{}': {error}; the pitstop command will not find this daemon", path.display());
+        }
     }
-    let exports = wanted_exports(&cli, &container)?;
-    let daemon = Daemon::new(container.clone(), disk)?;
-    let served = serve_until_shutdown(&daemon, exports, control.as_deref(), mode);
-    drop(daemon);
+    let served = wanted_exports(&cli, &container).and_then(|exports| {
+        let daemon = Daemon::new(container.clone(), disk)?;
+        serve_until_shutdown(&daemon, signals, exports, control.as_deref(), mode)
+    });
     // Also after a failed start: what was opened is closed cleanly.
     let closed = if mode == OpenMode::ReadWrite { container.close().map_err(in_container) } else { Ok(()) };
     served.and(closed)?;
@@ -175,12 +192,11 @@ fn wanted_exports(cli: &Cli, container: &Container) -> Result<Vec<ExportConfig>,
 
 fn serve_until_shutdown(
     daemon: &Arc<Daemon>,
+    mut signals: Signals,
     exports: Vec<ExportConfig>,
     control: Option<&Path>,
     mode: OpenMode,
 ) -> Result<(), MainError> {
-    // Signals first: one that comes during the start must end the daemon properly too.
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     let signals_handle = signals.handle();
     let its_daemon = Arc::clone(daemon);
     let signal_thread = std::thread::Builder::new().name("pit-signals".to_owned()).spawn(move || {

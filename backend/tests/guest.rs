@@ -230,6 +230,47 @@ fn write_cache_can_be_switched() {
     assert_eq!((client.read(0, 4096), client.read(4096, 4096)), (vec![1; 4096], vec![2; 4096]));
 }
 
+/// Front ends show the guest their own copy of the setting and do not send it again.
+#[test]
+fn the_write_cache_stays_off_over_resets_and_reconnections() {
+    let place = Place::with_volumes(&["v"]);
+    let daemon = place.serve(&["v"], &[]);
+    let mut client = Client::connect(&place.path("v"), Style::PLAIN);
+    client.set_write_cache(false).unwrap();
+    client.frontend.reset_device().unwrap();
+    assert_eq!(client.config(32, 1), [0]);
+    drop(client);
+    let mut client = Client::connect(&place.path("v"), Style::PLAIN);
+    assert_eq!(client.config(32, 1), [0]);
+    client.write(0, &[7; 4096]);
+    drop(daemon); // killed: what was written is durable all the same
+    assert!(place.read_volume("v")[..4096] == [7; 4096]);
+}
+
+/// Whether the queue calls, soon.
+fn called(queue: &DriverQueue) -> bool {
+    let mut fd = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&queue.call), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, which lives until the call returns.
+    unsafe { libc::poll(&raw mut fd, 1, 5000) == 1 }
+}
+
+#[test]
+fn a_call_descriptor_that_comes_late_is_signalled() {
+    let place = Place::with_volumes(&["v"]);
+    let _daemon = place.serve(&["v"], &[]);
+    let mut client = Client::connect(&place.path("v"), Style::PLAIN);
+    assert!(called(&client.queues[0]), "at the start of the queue");
+    client.queues[0].call.read().unwrap();
+    let unseen = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    client.frontend.set_vring_call(0, &unseen).unwrap();
+    client.queues[0].submit(T_IN, 0, &[(DATA_START, 512)]);
+    common::wait_until("the answer", || client.queues[0].used_idx() == 1);
+    assert!(unseen.read().unwrap() > 0);
+    client.frontend.set_vring_call(0, &client.queues[0].call).unwrap();
+    assert!(called(&client.queues[0]), "the new descriptor");
+    assert_eq!(client.queues[0].wait_one().status, 0);
+}
+
 #[test]
 fn stopping_a_ring_drains_it() {
     let place = Place::with_volumes(&["v"]);

@@ -94,6 +94,33 @@ fn guest_memory_truncated_under_the_data() {
     scene.assert_survives();
 }
 
+/// Requests that are answered at once never fill the ring: the queue must still answer and stop.
+#[test]
+fn a_guest_that_offers_without_end_cannot_hold_its_queue() {
+    let scene = Scene::new();
+    let mut bad = scene.bad_guest();
+    let head = bad.queues[0].offer(T_IN, u64::MAX / 512, &[(DATA_START, 512)]);
+    bad.queues[0].kick.write(1).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let Client { frontend, queues, .. } = &mut bad;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if queues[0].next_avail().wrapping_sub(queues[0].used_idx()) < 64 {
+                    queues[0].offer_head(head);
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let since = std::time::Instant::now();
+        frontend.get_vring_base(0).unwrap();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(since.elapsed() < PATIENCE);
+    });
+    drop(bad);
+    scene.assert_survives();
+}
+
 #[test]
 fn impossible_rings() {
     for case in 0..4 {
@@ -227,6 +254,7 @@ fn impossible_queues() {
 fn a_call_descriptor_that_is_full_and_blocks() {
     let scene = Scene::new();
     let mut bad = scene.bad_guest();
+    common::wait_until("the signal at the queue's start", || bad.queues[0].call.read().is_ok());
     bad.queues[0].call.write(u64::MAX - 1).unwrap();
     // SAFETY: F_SETFL touches no memory.
     unsafe { libc::fcntl(bad.queues[0].call.as_raw_fd(), libc::F_SETFL, 0) };

@@ -17,6 +17,7 @@ mod size;
 mod verbs;
 mod view;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -223,10 +224,15 @@ fn main() -> ExitCode {
     match run(Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pitstop: {error}");
+            tell(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Explains on standard error. If that cannot be written, the exit code still says that something failed.
+fn tell(error: impl std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "pitstop: {error}"));
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
@@ -264,7 +270,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
 
 fn check(container: &std::path::Path, output: Output) -> ExitCode {
     let verdict = verbs::check::run(container, output).unwrap_or_else(|error| {
-        eprintln!("pitstop: {error}");
+        tell(&error);
         verbs::check::verdict_of(&error)
     });
     ExitCode::from(verdict.exit_code())

@@ -5,9 +5,12 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use crate::socket::{MAX_PATH_LEN, is_listened_on};
 
 /// Why the control socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,12 @@ pub(crate) enum ListenError {
     /// There is something else.
     #[error("{path} exists and is not a socket; remove it or choose another path for the control socket", path = .path.display())]
     NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path is too long for a socket address.
+    #[error("control socket path '{path}' is longer than {MAX_PATH_LEN} bytes; choose a shorter one", path = .path.display())]
+    PathTooLong {
         /// The path.
         path: PathBuf,
     },
@@ -64,6 +73,9 @@ impl Drop for SocketFile {
 
 /// Listens at `path`.
 pub(super) fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    if path.as_os_str().len() > MAX_PATH_LEN {
+        return Err(ListenError::PathTooLong { path: path.to_owned() });
+    }
     check_free(path)?;
     let bind_error = |source| ListenError::Bind { path: path.to_owned(), source };
     if path.file_name().is_none() {
@@ -73,15 +85,18 @@ pub(super) fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenEr
     // connect, whatever the umask.
     let folder = path.with_file_name(format!(".{}", std::process::id()));
     DirBuilder::new().mode(0o700).create(&folder).map_err(bind_error)?;
-    let bound = bind_and_move(&folder.join("s"), path);
+    let bound = bind_and_move(&folder, path);
     if let Err(error) = fs::remove_dir(&folder) {
         log::warn!("cannot remove folder {}: {error}", folder.display());
     }
     bound.map_err(bind_error)
 }
 
-fn bind_and_move(private: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let listener = UnixListener::bind(private)?;
+fn bind_and_move(folder: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // By its descriptor: the folder's own path may be longer than a socket address, though `path` is not.
+    let opened = fs::File::open(folder)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", opened.as_raw_fd()))?;
+    let private = &folder.join("s");
     let moved = fs::set_permissions(private, Permissions::from_mode(0o600))
         .and_then(|()| fs::symlink_metadata(private))
         .and_then(|found| fs::rename(private, path).map(|()| found));
@@ -104,9 +119,9 @@ fn check_free(path: &Path) -> Result<(), ListenError> {
     if !found.file_type().is_socket() {
         return Err(ListenError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => Err(ListenError::InUse { path: path.to_owned() }),
+    match is_listened_on(path) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(ListenError::InUse { path: path.to_owned() }),
+        Err(source) => Err(ListenError::Bind { path: path.to_owned(), source }),
     }
 }

@@ -5,6 +5,7 @@
 //! a worker. Invariant: when a worker has ended, no operation of its queue is under way. Does not: speak vhost-user.
 
 mod buffers;
+mod failure_log;
 mod polling;
 mod ring;
 mod task;
@@ -14,7 +15,9 @@ mod worker;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Wake;
 use std::{io, thread};
 
 use pitstop_format::{Container, FileDisk, IoAlignment, Volume};
@@ -61,16 +64,25 @@ pub(crate) enum Durability {
 
 /// The descriptor by which the guest is notified; the front end may replace it while the queue runs.
 #[derive(Debug, Default)]
-pub(crate) struct CallSlot(Mutex<Option<Arc<File>>>);
+pub(crate) struct CallSlot {
+    file: Mutex<Option<Arc<File>>>,
+    replaced: AtomicBool,
+}
 
 impl CallSlot {
     /// Replaces the descriptor.
     pub(crate) fn set(&self, file: Option<File>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = file.map(Arc::new);
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file.map(Arc::new);
+        self.replaced.store(true, Ordering::Release);
     }
 
     fn get(&self) -> Option<Arc<File>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the descriptor was replaced since the last call.
+    fn take_replaced(&self) -> bool {
+        self.replaced.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -134,6 +146,11 @@ impl QueueHandle {
     /// Asks the queue to stop; it first completes the requests that it has taken.
     pub(crate) fn ask_to_stop(&self) {
         self.signal.stop();
+    }
+
+    /// Makes the queue look at what changed: here, the descriptor by which it notifies.
+    pub(crate) fn wake(&self) {
+        self.signal.wake_by_ref();
     }
 
     /// Waits until the queue has stopped; returns the index of the next available head.

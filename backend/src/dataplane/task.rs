@@ -109,7 +109,10 @@ impl Task {
         assert!(self.pending > 0, "a transfer ended that its task did not start");
         self.pending -= 1;
         if matches!(self.stage, Stage::Flushing(_) | Stage::Appending(..)) {
-            self.flush_result = Some(finished.result.map(drop)); // the flush itself decides what a failure means
+            // The first error stays: one lost piece makes the whole worthless. The flush decides what that means.
+            if !matches!(self.flush_result, Some(Err(_))) {
+                self.flush_result = Some(finished.result.map(drop));
+            }
         } else {
             match finished.result {
                 Ok(page) => self.page = self.page.take().or(page),
@@ -360,5 +363,25 @@ impl Tasks {
     /// Tasks under way.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_piece_of_a_flush_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = pitstop_format::FileDisk::create(&folder.path().join("d.pit")).unwrap();
+        Container::create(disk.clone(), &pitstop_format::CreateOptions::default()).unwrap();
+        let container = Container::open(disk, pitstop_format::OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        let mut task = Task::new(0, GuestAddress(0), 0, Work::Flush);
+        task.stage = Stage::Flushing(container.volume("v").unwrap().start_flush());
+        task.pending = 2;
+        assert!(!task.transfer_ended(Finished { task: 0, result: Err(io::Error::other("lost")) }));
+        assert!(task.transfer_ended(Finished { task: 0, result: Ok(None) }));
+        assert!(matches!(task.flush_result, Some(Err(_))));
     }
 }

@@ -187,6 +187,11 @@ impl Transfers {
         self.ring.submit()
     }
 
+    /// Transfers that have not ended.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Whether something waits for room that only a completion, or time, can give.
     pub(crate) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -18,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::HostBuffer;
+use super::failure_log::FailureLog;
 use super::polling::Polling;
 use super::task::{Advance, Context, Task, Tasks, Work};
 use super::transfer::Transfers;
@@ -34,6 +36,13 @@ use crate::virtio::status::{is_guests_fault, status_byte};
 const KICK: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 const CALL: u64 = u64::MAX - 2;
+
+/// Most heads taken in one turn, and most bytes of data they may carry: between turns answers become visible,
+/// completions are taken and a stop is seen, whatever the guest offers.
+const MAX_TURN_HEADS: usize = 64;
+const MAX_TURN_LEN: u64 = 4 << 20;
+/// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
+const MAX_TRANSFERS: usize = 4096;
 
 /// What an eventfd is signalled with.
 static ONE: u64 = 1;
@@ -67,6 +76,7 @@ pub(crate) struct Worker {
     completions: Vec<(u64, i32)>,
     spare_plan: Option<ReadPlan>,
     polling: Polling,
+    failures: FailureLog,
 }
 
 impl Worker {
@@ -88,7 +98,8 @@ impl Worker {
             kick: setup.kick,
             call: setup.call,
             calling: None,
-            call_again: false,
+            // The first turn signals: an answer of a run before may have found no descriptor.
+            call_again: true,
             waker: signal.waker(),
             signal,
             kick_armed: false,
@@ -98,6 +109,7 @@ impl Worker {
             completions: Vec::new(),
             spare_plan: None,
             polling: Polling::new(),
+            failures: FailureLog::default(),
         })
     }
 
@@ -110,6 +122,7 @@ impl Worker {
             let mut worked = self.take_completions();
             if self.signal.take_retry() {
                 worked |= self.retry_parked();
+                self.call_again |= self.call.take_replaced();
             }
             let stopping = self.failed || self.signal.is_stopping();
             if !stopping {
@@ -123,6 +136,7 @@ impl Worker {
                 self.fail(&"the front end took guest memory away");
             }
             if stopping && self.tasks.len() == 0 {
+                self.tell_of_failures();
                 return self.ring.next_avail();
             }
             if worked || self.transfers.has_backlog() {
@@ -137,7 +151,7 @@ impl Worker {
 
     /// Waits for a kick, a completion or the bell, whichever comes first.
     fn sleep(&mut self, stopping: bool) {
-        let takes_heads = !stopping && self.tasks.len() < usize::from(self.ring.size());
+        let takes_heads = !stopping && self.has_room();
         if takes_heads {
             match self.ring.enable_kicks(self.map.memory()) {
                 Ok(false) => {}
@@ -232,39 +246,46 @@ impl Worker {
     }
 
     fn take_heads(&mut self) -> bool {
-        let mut worked = false;
-        // A correct guest never has more requests under way than the ring has places.
-        while self.tasks.len() < usize::from(self.ring.size()) {
+        let (mut heads, mut len) = (0, 0);
+        while heads < MAX_TURN_HEADS && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
             match self.ring.pop(self.map.memory()) {
-                Ok(Some(head)) => self.start(head),
+                Ok(Some(head)) => len += self.start(head),
                 Ok(None) => break,
                 Err(error) => {
                     self.fail(&error);
                     break;
                 }
             }
-            worked = true;
+            heads += 1;
         }
-        worked
+        heads > 0
     }
 
-    /// Understands the request at `head` and starts it.
-    fn start(&mut self, head: u16) {
+    /// Whether one more request may be taken. A correct guest never has more under way than the ring has places.
+    fn has_room(&self) -> bool {
+        self.tasks.len() < usize::from(self.ring.size()) && self.transfers.len() <= MAX_TRANSFERS
+    }
+
+    /// Understands the request at `head` and starts it; returns how many bytes of data it carries.
+    fn start(&mut self, head: u16) -> u64 {
         let table = Table { addr: self.ring.desc_table(), size: self.ring.size() };
         let mem = self.map.memory();
         let walked = self.chain.walk(mem, table, head);
         if let Err(error) = walked {
             log::debug!("{}: {error}", self.name);
-            return self.give_back(head, 0);
+            self.give_back(head, 0);
+            return 0;
         }
         let parsed = match parse(mem, &mut self.chain, self.volume.size()) {
             Ok(parsed) => parsed,
             Err(error) => {
                 log::debug!("{}: {error}", self.name);
-                return self.give_back(head, 0);
+                self.give_back(head, 0);
+                return 0;
             }
         };
         let status = parsed.status;
+        let data_len = parsed.request.as_ref().map_or(0, BlockRequest::data_len);
         match parsed.request.and_then(|request| self.prepare(head, status, request)) {
             Ok(Prepared::Task(task)) => {
                 let id = self.tasks.insert(task);
@@ -273,6 +294,7 @@ impl Worker {
             Ok(Prepared::Done { data_len }) => self.answer(head, status, Ok(data_len)),
             Err(error) => self.answer(head, status, Err(error)),
         }
+        data_len
     }
 
     fn prepare(&self, head: u16, status: GuestAddress, request: BlockRequest) -> Result<Prepared, RequestError> {
@@ -335,8 +357,11 @@ impl Worker {
         if let Err(error) = &outcome {
             if is_guests_fault(error) {
                 log::debug!("{}: {error}", self.name);
-            } else {
-                log::warn!("{}: request failed: {error}", self.name);
+            } else if let Some(kept_back) = self.failures.failed(Instant::now()) {
+                match kept_back {
+                    0 => log::warn!("{}: request failed: {error}", self.name),
+                    more => log::warn!("{}: request failed: {error} ({more} more failed before)", self.name),
+                }
             }
         }
         let written = match self.map.memory().write_obj(status_byte(&outcome), status) {
@@ -347,6 +372,14 @@ impl Worker {
             }
         };
         self.give_back(head, written);
+    }
+
+    /// At the end of the queue: failures that no line has told of.
+    fn tell_of_failures(&mut self) {
+        match self.failures.take_kept_back() {
+            0 => {}
+            more => log::warn!("{}: {more} more requests failed", self.name),
+        }
     }
 
     fn give_back(&mut self, head: u16, written: u32) {

@@ -16,6 +16,7 @@ pub(crate) mod sigbus;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pitstop_format::{Container, Volume, VolumeIo};
 use vhost::vhost_user::message::{
@@ -48,6 +49,9 @@ pub(crate) struct Served {
     pub(crate) access: Access,
     /// Most queues.
     pub(crate) num_queues: u16,
+    /// Whether the export's write cache is off. Outlives resets and sessions: front ends answer the guest from their own
+    /// copy of the configuration space and do not send it again.
+    pub(crate) write_through: Arc<AtomicBool>,
 }
 
 /// Why a message is refused; the session ends.
@@ -86,7 +90,6 @@ pub(crate) struct Session {
     served: Served,
     owned: bool,
     features: u64,
-    write_cache: WriteCache,
     map: Arc<GuestMap>,
     queues: Vec<Queue>,
     failure: Arc<EventFd>,
@@ -96,15 +99,7 @@ impl Session {
     /// A fresh session. `failure` is signalled when a queue breaks and the session must end.
     pub(crate) fn new(served: Served, failure: Arc<EventFd>) -> std::result::Result<Self, QueueError> {
         let queues = (0..served.num_queues).map(|_| Queue::new()).collect::<std::result::Result<_, _>>()?;
-        Ok(Session {
-            served,
-            owned: false,
-            features: 0,
-            write_cache: WriteCache::WriteBack,
-            map: Arc::default(),
-            queues,
-            failure,
-        })
+        Ok(Session { served, owned: false, features: 0, map: Arc::default(), queues, failure })
     }
 
     /// Ends the session: every queue completes what it has taken, then guest memory is unmapped.
@@ -146,7 +141,7 @@ impl Session {
     }
 
     fn durability(&self) -> Durability {
-        if self.write_cache == WriteCache::WriteThrough || !config_space::has_flush(self.features) {
+        if self.write_cache() == WriteCache::WriteThrough || !config_space::has_flush(self.features) {
             Durability::EveryWrite
         } else {
             Durability::OnFlush
@@ -161,8 +156,12 @@ impl Session {
         DiskShape {
             capacity_bytes: self.served.volume.size(),
             num_queues: self.served.num_queues,
-            write_cache: self.write_cache,
+            write_cache: self.write_cache(),
         }
+    }
+
+    fn write_cache(&self) -> WriteCache {
+        if self.served.write_through.load(Ordering::Acquire) { WriteCache::WriteThrough } else { WriteCache::WriteBack }
     }
 
     /// The queue of that index, stopped.
@@ -192,7 +191,6 @@ impl Session {
     fn reset(&mut self) {
         self.stop_all();
         self.queues.iter_mut().for_each(Queue::reset);
-        self.write_cache = WriteCache::WriteBack;
     }
 
     fn take_features(&mut self, features: u64) -> Answer<()> {
@@ -211,12 +209,13 @@ impl Session {
 
     fn take_config_write(&mut self, offset: u32, bytes: &[u8]) -> Answer<()> {
         let cache = config_space::written(offset, bytes).ok_or(Refusal::BadConfigWrite { offset, len: bytes.len() })?;
-        if cache == self.write_cache {
+        if cache == self.write_cache() {
             return Ok(());
         }
         self.change(|session| {
-            session.write_cache = cache;
-            if cache == WriteCache::WriteThrough { session.commit() } else { Ok(()) }
+            let write_through = cache == WriteCache::WriteThrough;
+            session.served.write_through.store(write_through, Ordering::Release);
+            if write_through { session.commit() } else { Ok(()) }
         })
     }
 
@@ -240,7 +239,7 @@ impl Session {
         }
         // The queue goes on: front ends do this often, whenever an interrupt is masked.
         let queue = self.queues.get(index as usize).ok_or(Refusal::NoSuchQueue { index, num_queues })?;
-        queue.call().set(fd);
+        queue.set_call(fd);
         Ok(())
     }
 

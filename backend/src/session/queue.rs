@@ -92,8 +92,13 @@ impl Queue {
         })
     }
 
-    pub(crate) fn call(&self) -> &CallSlot {
-        &self.call
+    /// Replaces the descriptor by which the guest is notified; the queue goes on. The new one is signalled once: an
+    /// answer given while there was none would stay unannounced.
+    pub(crate) fn set_call(&self, file: Option<File>) {
+        self.call.set(file);
+        if let Some(running) = &self.running {
+            running.wake();
+        }
     }
 
     pub(crate) fn next_avail(&self) -> u16 {

@@ -18,6 +18,8 @@ use super::config_space::{MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 
 const HEADER_LEN: usize = 16;
 const ZERO_SEGMENT_LEN: usize = 16;
+/// Longest read or write: bounds the memory that one request takes, far above what guests send.
+pub(crate) const MAX_DATA_LEN: u64 = 32 << 20;
 /// Bytes that GET_ID returns.
 pub(crate) const ID_LEN: usize = 20;
 
@@ -36,6 +38,19 @@ pub(crate) enum BlockRequest {
     Flush,
     /// Put the disk's id into the buffers.
     GetId { data: Vec<Segment> },
+}
+
+impl BlockRequest {
+    /// Bytes of the disk's data that the request carries.
+    pub(crate) fn data_len(&self) -> u64 {
+        match self {
+            BlockRequest::Read { range, .. } | BlockRequest::Write { range, .. } => range.end - range.start,
+            BlockRequest::Discard { .. }
+            | BlockRequest::WriteZeroes { .. }
+            | BlockRequest::Flush
+            | BlockRequest::GetId { .. } => 0,
+        }
+    }
 }
 
 /// A request that can be answered: where the status goes, and what is asked or why that is refused.
@@ -67,6 +82,12 @@ pub(crate) enum RequestError {
     /// Data that is not whole sectors, or none.
     #[error("{len} bytes of data are not one or more whole sectors")]
     BadDataLen {
+        /// Bytes of data.
+        len: u64,
+    },
+    /// More data than one request may carry.
+    #[error("{len} bytes of data are more than one request may carry ({MAX_DATA_LEN}); split the request")]
+    LongData {
         /// Bytes of data.
         len: u64,
     },
@@ -155,6 +176,9 @@ fn data_range(sector: u64, data: &[Segment], capacity: u64) -> Result<Range<u64>
     let len = total_len(data);
     if len == 0 || !len.is_multiple_of(SECTOR_LEN) {
         return Err(RequestError::BadDataLen { len });
+    }
+    if len > MAX_DATA_LEN {
+        return Err(RequestError::LongData { len });
     }
     byte_range(sector, len, capacity)
 }

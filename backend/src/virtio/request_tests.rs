@@ -87,6 +87,13 @@ fn ranges_end_at_the_capacity() {
 }
 
 #[test]
+fn a_request_carries_32_mib_at_most() {
+    let most = 32 << 20;
+    assert!(!matches!(request(0, 0, most, WRITE), Err(RequestError::LongData { .. })));
+    assert!(matches!(request(0, 0, most + 512, WRITE), Err(RequestError::LongData { .. })));
+}
+
+#[test]
 fn data_must_be_whole_sectors() {
     assert!(matches!(request(0, 0, 511, WRITE), Err(RequestError::BadDataLen { len: 511 })));
     assert!(matches!(request(1, 0, 0, 0), Err(RequestError::BadDataLen { len: 0 })));

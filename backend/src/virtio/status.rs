@@ -19,6 +19,7 @@ fn status_of(error: &RequestError) -> u32 {
         RequestError::UnknownType { .. } | RequestError::BadZeroFlags { .. } => VIRTIO_BLK_S_UNSUPP,
         RequestError::ShortHeader
         | RequestError::BadDataLen { .. }
+        | RequestError::LongData { .. }
         | RequestError::BeyondEnd { .. }
         | RequestError::BadZeroPayload { .. }
         | RequestError::LongZeroSegment { .. }

@@ -688,7 +688,8 @@ fn either_superblock_copy_is_enough() {
 // rule: JNL-4 — a record that is not the expected one, or a batch without its end, changes nothing.
 #[test]
 fn records_of_another_chain_and_unfinished_batches_do_not_count() {
-    let changes: [(&str, fn(&mut record::Link)); 4] = [
+    type Change = fn(&mut record::Link);
+    let changes: [(&str, Change); 4] = [
         ("generation", |link| link.generation -= 1),
         ("previous CRC", |link| link.prev_crc ^= 1),
         ("sequence", |link| link.sequence += 1),
@@ -712,7 +713,7 @@ fn records_of_another_chain_and_unfinished_batches_do_not_count() {
         let container = Container::open(fixture.disk.clone(), OpenMode::ReadWrite).unwrap();
         container.volumes().into_iter().map(|volume| volume.name).collect::<Vec<_>>()
     };
-    let put = |fixture: &Fixture, change: fn(&mut record::Link), last: bool| {
+    let put = |fixture: &Fixture, change: Change, last: bool| {
         let (end, item) = renamed(fixture);
         let mut link = end.link;
         change(&mut link);

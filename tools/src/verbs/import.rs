@@ -53,10 +53,10 @@ pub(crate) fn run(import: &Import<'_>) -> Result<()> {
         Format::Qcow2 => Box::new(Qcow2Source::open(image, import.backing)?),
     };
     if format == Format::Raw && source.len() != len_bytes {
-        eprintln!(
-            "pitstop: {len_bytes} bytes are not whole sectors; the volume is padded with zeros to {}",
+        crate::tell(format_args!(
+            "{len_bytes} bytes are not whole sectors; the volume is padded with zeros to {}",
             source.len()
-        );
+        ));
     }
     let mut session = session::open_direct(import.path, Access::Change, "imported")?;
     let result = fill(&mut session, import, source.as_mut(), &stop);
@@ -80,7 +80,9 @@ fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop
     let named = filled.and_then(|()| session.rename_volume(&temporary, import.name));
     if let Err(error) = named {
         if let Err(left) = session.delete_volume(&temporary) {
-            eprintln!("pitstop: the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})");
+            crate::tell(format_args!(
+                "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
+            ));
         }
         return Err(error);
     }
@@ -97,9 +99,9 @@ fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
     let stem = format!("import-{}-", &name[..stem_len]);
     for left in session.volumes()?.iter().filter(|volume| is_temporary(&volume.name, &stem)) {
         let left = printable(&left.name);
-        eprintln!(
-            "pitstop: volume '{left}' looks left over from an interrupted import; delete it with `pitstop delete`"
-        );
+        crate::tell(format_args!(
+            "volume '{left}' looks left over from an interrupted import; delete it with `pitstop delete`"
+        ));
     }
     session.create_volume(name, len_bytes)?;
     let temporary = format!("{stem}{:08x}", std::process::id());

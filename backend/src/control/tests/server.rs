@@ -132,6 +132,20 @@ fn only_a_dead_socket_is_replaced() {
 
 /// CTL-2
 #[test]
+fn a_path_may_be_as_long_as_a_socket_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let longest = 107 - folder.path().as_os_str().len() - 1;
+    let path = folder.path().join("x".repeat(longest));
+    let server = ControlServer::start(&path, FakeTarget::new()).unwrap();
+    Client::negotiated(&path);
+    server.stop();
+    let path = folder.path().join("x".repeat(longest + 1));
+    let error = ControlServer::start(&path, FakeTarget::new()).unwrap_err();
+    assert!(matches!(error, ListenError::PathTooLong { .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_missing_folder_is_named() {
     let target = FakeTarget::new();
     let path = target.folder.path().join("missing/control.sock");
