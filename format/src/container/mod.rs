@@ -12,6 +12,7 @@ mod maintain;
 mod merge;
 mod open;
 mod ops;
+mod recover;
 pub(crate) mod ring;
 pub(crate) mod state;
 
