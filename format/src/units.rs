@@ -23,6 +23,8 @@ pub(crate) const ENTRIES_PER_PAGE: u64 = 128;
 pub(crate) const PAGES_PER_SLAB: u64 = 64;
 /// Chunk entries in a table slab: 2 GiB of volume.
 pub(crate) const ENTRIES_PER_TABLE: u64 = ENTRIES_PER_PAGE * PAGES_PER_SLAB;
+/// Bytes of volume that one table describes.
+pub(crate) const TABLE_SPAN: u64 = ENTRIES_PER_TABLE * SLAB_LEN;
 /// Slabs in an allocation group, described by one descriptor slab.
 pub(crate) const SLABS_PER_GROUP: u64 = 8192;
 /// Largest volume in bytes: 64 TiB (CON-4).

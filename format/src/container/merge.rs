@@ -7,9 +7,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::Container;
 use super::maintain::Background;
 use super::state::State;
-use super::{Container, lock};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, Link, PageLoad};
 use crate::layout::descriptor::Descriptor;
@@ -165,12 +165,6 @@ impl Container {
             record.parent = None;
             record.owner = None;
         });
-    }
-
-    /// Whether a merge is under way or possible; for tests.
-    #[doc(hidden)]
-    pub fn has_merge_work(&self) -> bool {
-        lock(&self.shared.homes).merge.is_some() || find_candidate(&mut self.shared.lock(), &HashSet::new()).is_some()
     }
 }
 

@@ -39,7 +39,6 @@ pub(super) struct Replay {
     /// New pages, and whether their entries began as zero entries.
     pub(super) fresh: HashMap<(LayerId, u32, u8), bool>,
     pub(super) end: Position,
-    pub(super) batches: u64,
 }
 
 /// More ids than any container can use up.
@@ -108,7 +107,6 @@ fn replay(disk: &dyn Disk, superblock: &Superblock) -> Result<Replay> {
             sequence: superblock.tail_sequence,
             prev_crc: superblock.tail_prev_crc,
         },
-        batches: 0,
     };
     let ring = (superblock.journal_offset, superblock.journal_len);
     let mut position = replay.end;
@@ -121,7 +119,6 @@ fn replay(disk: &dyn Disk, superblock: &Superblock) -> Result<Replay> {
                 replay.apply(item);
             }
             replay.end = position;
-            replay.batches += 1;
         }
     }
     Ok(replay)

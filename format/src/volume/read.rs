@@ -9,7 +9,7 @@ use super::{Piece, Planned, Volume, pieces, runs};
 use crate::alloc::Grace;
 use crate::error::Result;
 use crate::layer::{Found, resolve};
-use crate::units::{BLOCK_LEN, ChunkNo, ENTRIES_PER_TABLE, SLAB_LEN};
+use crate::units::{BLOCK_LEN, ChunkNo, TABLE_SPAN};
 
 /// A piece of a read, in the order of the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,6 @@ impl ReadPlan {
 impl Volume {
     /// The end of the run from `offset` in which no layer has a table at all, so that it reads as zeros.
     pub(crate) fn untouched_until(&self, offset: u64) -> Option<u64> {
-        const TABLE_SPAN: u64 = ENTRIES_PER_TABLE * SLAB_LEN;
         let index = ChunkNo::containing(offset).table();
         let mut next = Some(self.core.head());
         while let Some(layer) = next {

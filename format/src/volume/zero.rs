@@ -12,10 +12,7 @@ use super::{Edge, Piece, Planned, Volume, WriteSegment, WriteTicket, pieces};
 use crate::container::state::State;
 use crate::error::Result;
 use crate::layer::{Found, InLayer, Layer, resolve};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, SLAB_LEN};
-
-/// Bytes of volume that one table describes.
-const TABLE_SPAN: u64 = ENTRIES_PER_TABLE * SLAB_LEN;
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, TABLE_SPAN};
 
 /// What the range becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
