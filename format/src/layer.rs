@@ -1,14 +1,15 @@
 //! Layers in memory: tables, pages and chunk entries that readers walk without a lock.
 //!
 //! Invariant: an entry's words change only under the engine lock and in the orders of MAP-7, so that a reader that
-//! follows [`Entry::view`] sees either the old or the new state of each block, never a third. A page, once resident,
-//! stays. A parent pointer changes only to an ancestor that shows the same bytes (LAY-8).
+//! follows [`Entry::view`] sees either the old or the new state of each block, never a third. A page leaves memory only
+//! while its home holds all of it (MAP-16). A parent pointer changes only to an ancestor that shows the same bytes (LAY-8).
 //! Does not: perform I/O (a page that is not resident is reported as a [`PageLoad`]), allocate slabs, or journal.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::layout::entry::RawEntry;
 use crate::units::{
@@ -113,27 +114,68 @@ impl Entry {
     }
 }
 
+/// How a resident page compares with its home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Home {
+    /// The home holds this page, durably.
+    Same,
+    /// Changed since it was last copied for its home.
+    Dirty,
+    /// A copy is on its way home.
+    Writing,
+}
+
 /// A resident table page.
 #[derive(Debug)]
 pub(crate) struct Page {
-    entries: Box<[Entry]>,
-    /// Changed since it was last copied for its home.
-    pub(crate) home_dirty: AtomicBool,
+    /// A [`Home`]; changed only under the engine lock.
+    home: AtomicU8,
+    /// Looked at since eviction last came by.
+    used: AtomicBool,
+    entries: [Entry; ENTRIES_PER_PAGE as usize],
 }
 
 impl Page {
-    /// A page of absent entries, or of entries that read as zeros.
+    /// A page of absent entries, or of entries that read as zeros; it differs from its home.
     pub(crate) fn fresh(zero: bool) -> Self {
         let raw = RawEntry { z: if zero { !0 } else { 0 }, ..RawEntry::default() };
-        Self::from_raw(&[raw; ENTRIES_PER_PAGE as usize])
+        let page = Self::from_raw(&[raw; ENTRIES_PER_PAGE as usize]);
+        page.mark_dirty();
+        page
     }
 
+    /// A page as its home holds it.
     pub(crate) fn from_raw(raw: &[RawEntry; ENTRIES_PER_PAGE as usize]) -> Self {
-        Self { entries: raw.iter().copied().map(Entry::new).collect(), home_dirty: AtomicBool::new(false) }
+        Self { home: AtomicU8::new(Home::Same as u8), used: AtomicBool::new(true), entries: raw.map(Entry::new) }
     }
 
-    pub(crate) fn entry(&self, chunk: ChunkNo) -> &Entry {
-        &self.entries[chunk.entry()]
+    /// Notes that the page differs from its home; false if that was known.
+    pub(crate) fn mark_dirty(&self) -> bool {
+        self.home.swap(Home::Dirty as u8, Ordering::AcqRel) != Home::Dirty as u8
+    }
+
+    /// Notes that a copy is about to be made for the home: a later change marks the page again.
+    pub(crate) fn begin_home_write(&self) {
+        self.home.store(Home::Writing as u8, Ordering::Release);
+    }
+
+    /// Notes that the copy is durable in the home.
+    pub(crate) fn end_home_write(&self) {
+        let (writing, same) = (Home::Writing as u8, Home::Same as u8);
+        // A page changed meanwhile stays dirty.
+        let _ = self.home.compare_exchange(writing, same, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn is_home(&self) -> bool {
+        self.home.load(Ordering::Acquire) == Home::Same as u8
+    }
+
+    /// Whether a change, a claim or a merge depends on what only the page in memory says.
+    fn is_needed(&self) -> bool {
+        let is_needed =
+            |entry: &Entry| entry.slab.load(Ordering::Acquire) & (MOVED | DIRTY) != 0 || entry.pending() != 0;
+        self.entries.iter().any(is_needed)
     }
 
     /// The page as its home holds it.
@@ -146,6 +188,35 @@ impl Page {
     }
 }
 
+/// An entry of a resident page; the page's memory stays while it is held.
+#[derive(Debug)]
+pub(crate) struct EntryRef {
+    page: Guard<Option<Arc<Page>>>,
+    index: usize,
+}
+
+impl Deref for EntryRef {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        match &*self.page {
+            Some(page) => &page.entries[self.index],
+            None => unreachable!("made from a resident page"),
+        }
+    }
+}
+
+/// What became of an attempt to evict a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Evicted {
+    /// It is not resident any more.
+    Gone,
+    /// It was used lately, or a claim or a merge needs it.
+    Used,
+    /// It must go home first.
+    Dirty,
+}
+
 /// A table slab: 8192 chunk entries in 64 pages, each resident or not.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -153,7 +224,9 @@ pub(crate) struct Table {
     /// Pages that exist; the others hold absent entries, or zero entries if `zero` (MAP-6).
     pub(crate) initialised: AtomicU64,
     pub(crate) zero: AtomicBool,
-    pages: [OnceLock<Page>; PAGES_PER_SLAB as usize],
+    /// Pages evicted so far: a page read before an eviction is not installed after it (MAP-16).
+    evictions: AtomicU64,
+    pages: [ArcSwapOption<Page>; PAGES_PER_SLAB as usize],
 }
 
 impl Table {
@@ -162,21 +235,58 @@ impl Table {
             slab,
             initialised: AtomicU64::new(initialised),
             zero: AtomicBool::new(zero),
-            pages: [const { OnceLock::new() }; PAGES_PER_SLAB as usize],
+            evictions: AtomicU64::new(0),
+            pages: [const { ArcSwapOption::const_empty() }; PAGES_PER_SLAB as usize],
         }
     }
 
-    pub(crate) fn page(&self, page: usize) -> Option<&Page> {
-        self.pages[page].get()
+    pub(crate) fn page(&self, page: usize) -> Guard<Option<Arc<Page>>> {
+        self.pages[page].load()
+    }
+
+    fn entry(&self, chunk: ChunkNo) -> Option<EntryRef> {
+        let guard = self.page(chunk.page());
+        let page = guard.as_ref()?;
+        // Most often it is set: a store would take the line from other cores.
+        if !page.used.load(Ordering::Relaxed) {
+            page.used.store(true, Ordering::Relaxed);
+        }
+        Some(EntryRef { page: guard, index: chunk.entry() })
     }
 
     pub(crate) fn is_initialised(&self, page: usize) -> bool {
         self.initialised.load(Ordering::Acquire) >> page & 1 == 1
     }
 
-    /// Makes `content` the resident page unless there is one already.
-    pub(crate) fn install(&self, page: usize, content: Page) -> &Page {
-        self.pages[page].get_or_init(|| content)
+    /// Makes `content` the resident page; there must be none. Under the engine lock, or before the layer is shared.
+    pub(crate) fn install(&self, page: usize, content: Page) -> Arc<Page> {
+        let content = Arc::new(content);
+        let before = self.pages[page].swap(Some(content.clone()));
+        debug_assert!(before.is_none());
+        content
+    }
+
+    /// Whether a page that was asked for when there had been `evictions` may be installed: none has been evicted since,
+    /// so that its home has not changed since.
+    pub(crate) fn is_current(&self, evictions: u64) -> bool {
+        self.evictions.load(Ordering::Acquire) == evictions
+    }
+
+    /// Takes the page out of memory unless it was used lately or is needed; under the engine lock.
+    pub(crate) fn evict(&self, page: usize) -> Evicted {
+        let guard = self.page(page);
+        let Some(resident) = guard.as_ref() else {
+            return Evicted::Gone;
+        };
+        if !resident.is_home() {
+            return Evicted::Dirty;
+        }
+        if resident.used.swap(false, Ordering::AcqRel) || resident.is_needed() {
+            return Evicted::Used;
+        }
+        self.pages[page].store(None);
+        self.evictions.fetch_add(1, Ordering::AcqRel);
+        Evicted::Gone
     }
 }
 
@@ -187,6 +297,8 @@ pub struct PageLoad {
     pub(crate) table: u32,
     pub(crate) page: u8,
     pub(crate) slab: SlabNo,
+    /// Evictions from the table when the page was asked for.
+    pub(crate) evictions: u64,
 }
 
 impl PageLoad {
@@ -208,12 +320,12 @@ impl PageLoad {
 
 /// What one layer says of a chunk.
 #[derive(Debug)]
-pub(crate) enum InLayer<'a> {
+pub(crate) enum InLayer {
     /// All blocks absent.
     Absent,
     /// All blocks read as zeros.
     AllZero,
-    Entry(&'a Entry),
+    Entry(EntryRef),
     NeedPage(PageLoad),
 }
 
@@ -231,14 +343,20 @@ pub(crate) struct Layer {
     pub(crate) id: LayerId,
     pub(crate) size: u64,
     link: ArcSwap<Link>,
-    tables: OnceLock<Box<[OnceLock<Box<Table>>]>>,
+    tables: Directory,
     /// No write is under way any more, and none will be planned: a frozen layer is then sealed.
     pub(crate) drained: AtomicBool,
 }
 
 impl Layer {
     pub(crate) fn new(id: LayerId, size: u64, link: Link, drained: bool) -> Self {
-        Self { id, size, link: ArcSwap::from_pointee(link), tables: OnceLock::new(), drained: AtomicBool::new(drained) }
+        Self {
+            id,
+            size,
+            link: ArcSwap::from_pointee(link),
+            tables: Directory::default(),
+            drained: AtomicBool::new(drained),
+        }
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {
@@ -260,7 +378,7 @@ impl Layer {
 
     /// Whether no first write was ever planned here.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.tables.get().is_none()
+        self.tables.0.get().is_none()
     }
 
     /// Tables that the layer's size allows.
@@ -268,39 +386,63 @@ impl Layer {
         (self.size.div_ceil(SLAB_LEN)).div_ceil(ENTRIES_PER_TABLE) as u32
     }
 
-    fn tables(&self) -> &[OnceLock<Box<Table>>] {
-        self.tables.get_or_init(|| (0..self.table_limit()).map(|_| OnceLock::new()).collect())
-    }
-
     pub(crate) fn table(&self, index: u32) -> Option<&Table> {
-        self.tables.get()?.get(index as usize)?.get().map(Box::as_ref)
+        self.tables.get(index)
     }
 
     /// Adds a table; false if the index is taken or beyond the layer's size.
     pub(crate) fn add_table(&self, index: u32, table: Table) -> bool {
-        self.tables().get(index as usize).is_some_and(|cell| cell.set(Box::new(table)).is_ok())
+        index < self.table_limit() && self.tables.add(index, self.table_limit(), table)
     }
 
-    pub(crate) fn lookup(&self, chunk: ChunkNo) -> InLayer<'_> {
+    pub(crate) fn lookup(&self, chunk: ChunkNo) -> InLayer {
         let Some(table) = self.table(chunk.table()) else {
             return InLayer::Absent;
         };
-        if let Some(page) = table.page(chunk.page()) {
-            return InLayer::Entry(page.entry(chunk));
+        if let Some(entry) = table.entry(chunk) {
+            return InLayer::Entry(entry);
         }
         if table.is_initialised(chunk.page()) {
+            // Before the second look: what is evicted after it makes the page that was asked for out of date.
+            let evictions = table.evictions.load(Ordering::Acquire);
             // A page made since the first look is resident by now: it is installed before it is marked initialised.
-            return match table.page(chunk.page()) {
-                Some(page) => InLayer::Entry(page.entry(chunk)),
+            return match table.entry(chunk) {
+                Some(entry) => InLayer::Entry(entry),
                 None => InLayer::NeedPage(PageLoad {
                     layer: self.id,
                     table: chunk.table(),
                     page: chunk.page() as u8,
                     slab: table.slab,
+                    evictions,
                 }),
             };
         }
         if table.zero.load(Ordering::Acquire) { InLayer::AllZero } else { InLayer::Absent }
+    }
+}
+
+/// Tables per leaf of a directory.
+const LEAF: usize = 256;
+
+type Leaf = Box<[OnceLock<Box<Table>>]>;
+
+/// A layer's tables by index, in leaves that exist only where there is a table: a large layer that holds little costs
+/// little memory.
+#[derive(Debug, Default)]
+struct Directory(OnceLock<Box<[OnceLock<Leaf>]>>);
+
+impl Directory {
+    fn get(&self, index: u32) -> Option<&Table> {
+        let index = index as usize;
+        self.0.get()?.get(index / LEAF)?.get()?.get(index % LEAF)?.get().map(Box::as_ref)
+    }
+
+    /// Adds a table to a directory for `limit` of them; false if the index is taken.
+    fn add(&self, index: u32, limit: u32, table: Table) -> bool {
+        let count = (limit as usize).div_ceil(LEAF);
+        let leaves = self.0.get_or_init(|| (0..count).map(|_| OnceLock::new()).collect());
+        let leaf = leaves[index as usize / LEAF].get_or_init(|| (0..LEAF).map(|_| OnceLock::new()).collect());
+        leaf[index as usize % LEAF].set(Box::new(table)).is_ok()
     }
 }
 
@@ -420,6 +562,58 @@ mod tests {
         assert_eq!(found[0], (0b0001, Found::Data(SlabNo(60))));
         assert_eq!(found[1], (0b1100, Found::Data(SlabNo(50))));
         assert_eq!(found[2], (!0b1101, Found::Zero));
+    }
+
+    // rule: MAP-16 — a page leaves memory only if it is home, unused, unclaimed, and no merge has moved an entry of it.
+    #[test]
+    fn a_page_stays_while_something_depends_on_it() {
+        let page = Page::from_raw(&[RawEntry::default(); ENTRIES_PER_PAGE as usize]);
+        let table = Table::new(SlabNo(9), 1, false);
+        assert_eq!(table.evict(0), Evicted::Gone);
+        let page = table.install(0, page);
+        assert_eq!(table.evict(0), Evicted::Used);
+        assert!(table.entry(ChunkNo(5)).is_some());
+        assert_eq!(table.evict(0), Evicted::Used);
+        assert!(page.mark_dirty());
+        assert!(!page.mark_dirty());
+        assert_eq!(table.evict(0), Evicted::Dirty);
+        page.begin_home_write();
+        assert_eq!(table.evict(0), Evicted::Dirty);
+        assert!(page.mark_dirty());
+        page.end_home_write();
+        assert_eq!(table.evict(0), Evicted::Dirty);
+        page.begin_home_write();
+        page.end_home_write();
+        page.entries[3].set_pending(1);
+        assert_eq!(table.evict(0), Evicted::Used);
+        page.entries[3].set_pending(0);
+        page.entries[4].mark_dirty();
+        assert_eq!(table.evict(0), Evicted::Used);
+        page.entries[4].clear_dirty();
+        assert!(table.is_current(0));
+        assert_eq!(table.evict(0), Evicted::Gone);
+        assert!(!table.is_current(0));
+        let page = table.install(0, Page::from_raw(&[RawEntry::default(); ENTRIES_PER_PAGE as usize]));
+        page.entries[5].mark_moved();
+        for _ in 0..3 {
+            assert_eq!(table.evict(0), Evicted::Used);
+        }
+    }
+
+    // rule: MAP-2 — a directory takes each index of its size once, and costs little where it is empty.
+    #[test]
+    fn tables_are_found_by_index_in_a_large_layer() {
+        let layer = Layer::new(LayerId(1), 1 << 50, Link { parent: None, limit: 0 }, true);
+        let indexes = [0, 255, 256, 300_000, layer.table_limit() - 1];
+        for index in indexes {
+            assert!(layer.table(index).is_none());
+            assert!(layer.add_table(index, Table::new(SlabNo(u64::from(index)), 0, false)));
+            assert!(!layer.add_table(index, Table::new(SlabNo(1), 0, false)));
+        }
+        assert!(indexes.iter().all(|&index| layer.table(index).is_some_and(|table| table.slab.0 == u64::from(index))));
+        assert!(layer.table(254).is_none());
+        assert!(!layer.add_table(layer.table_limit(), Table::new(SlabNo(1), 0, false)));
+        assert!(layer.table(u32::MAX).is_none());
     }
 
     // rule: LAY-6 — nothing of the parent shows beyond the limit.

@@ -48,6 +48,7 @@ impl Container {
             };
             self.write_superblock(&superblock)?;
         }
+        self.pages_are_home(&homes);
         let mut state = self.shared.lock();
         state.ring.tail = tail;
         state.checkpoint_wanted = false;
@@ -82,10 +83,11 @@ impl Container {
                     return None;
                 }
                 let slab = found.table(table)?.slab;
-                let content = found.table(table)?.page(usize::from(page))?;
-                // Cleared before the copy, under the lock: a later change lists the page again.
-                content.home_dirty.store(false, std::sync::atomic::Ordering::Release);
-                let load = PageLoad { layer, table, page, slab };
+                let guard = found.table(table)?.page(usize::from(page));
+                let content = guard.as_ref()?;
+                // Before the copy, under the lock: a later change lists the page again.
+                content.begin_home_write();
+                let load = PageLoad { layer, table, page, slab, evictions: 0 };
                 Some((load.offset(), content.encode(layer, load.first_chunk())))
             }));
         }
@@ -95,6 +97,21 @@ impl Container {
         drop(state);
         images.sort_unstable_by_key(|(offset, _)| *offset);
         images
+    }
+
+    /// Notes that the copied pages are durable in their homes, so that they may be evicted (MAP-16).
+    fn pages_are_home(&self, homes: &Homes) {
+        for group in homes.pages.chunks(PAGES_PER_HOLD) {
+            let state = self.shared.lock();
+            for (layer, table, page) in group {
+                let table = state.layers.get(layer).and_then(|layer| layer.table(*table));
+                if let Some(page) =
+                    table.map(|table| table.page(usize::from(*page))).as_deref().and_then(Option::as_ref)
+                {
+                    page.end_home_write();
+                }
+            }
+        }
     }
 
     fn write_home(&self, images: Vec<Image>) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Container;
 use super::merge::MergeJob;
-use super::state::State;
+use super::state::{HOME_PAGES_MAX, State};
 use crate::alloc::DESCRIPTOR_SLAB;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
@@ -18,8 +18,8 @@ use crate::units::{LayerId, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
 const SCAN_PER_HOLD: usize = 16 * 1024;
 /// Slabs freed per step (JNL-12).
 const FREED_PER_STEP: u64 = 4096;
-/// Changed pages that bring about a checkpoint; bounds what the next open must read.
-const HOME_PAGES_MAX: usize = 4096;
+/// Resident pages looked at per step, to evict some if there are too many.
+const LOOKS_PER_STEP: usize = 256;
 /// Changes are committed after this long even if nobody flushes (JNL-8).
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// A failed growth is tried again after this long.
@@ -106,6 +106,7 @@ impl Container {
     fn due(&self, background: &mut Background) -> Due {
         let mut state = self.shared.lock();
         self.shared.reap(&mut state);
+        state.evict(LOOKS_PER_STEP);
         let wanted = std::mem::take(&mut state.space.wanted);
         let dirty = !state.dirty.is_empty();
         let (free, limbo) = (state.alloc.free_count(), state.alloc.limbo_count());

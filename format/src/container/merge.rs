@@ -139,7 +139,7 @@ impl Container {
         let mut state = self.shared.lock();
         if let InLayer::Entry(entry) = job.child.lookup(copy.chunk) {
             entry.set_data(copy.mask);
-            state.note_entry(&job.child, copy.chunk, entry);
+            state.note_entry(&job.child, copy.chunk, &entry);
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ fn merge_chunk(state: &mut State, job: &MergeJob, chunk: ChunkNo) -> std::result
         let own = entry.slab();
         if own.0 != 0 {
             entry.add_zero(take_z);
-            state.note_entry(child, chunk, entry);
+            state.note_entry(child, chunk, &entry);
             return Ok(Step::Copy(Copy { chunk, mask: take_d, from: p_slab, to: own }));
         }
         let birth = match state.alloc.descriptor(p_slab) {
@@ -256,10 +256,10 @@ fn merge_chunk(state: &mut State, job: &MergeJob, chunk: ChunkNo) -> std::result
         state.describe(p_slab, Descriptor::Data { layer: child.id, index: chunk.0, birth });
         if let Some(p_entry) = p_entry {
             p_entry.mark_moved();
-            state.note_entry(parent, chunk, p_entry);
+            state.note_entry(parent, chunk, &p_entry);
         }
     }
     entry.add_zero(take_z);
-    state.note_entry(child, chunk, entry);
+    state.note_entry(child, chunk, &entry);
     Ok(Step::Done)
 }

@@ -212,7 +212,8 @@ impl Container {
     ///
     /// Errors: [`Error::Corrupt`] if an entry is damaged, misplaced, or names a slab that belongs to another (MAP-5).
     pub fn install_page(&self, load: PageLoad, bytes: &[u8]) -> Result<()> {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
+        let state = &mut *state;
         // Nobody reads through a layer that is doomed, and its slabs may be others' by now: plan again.
         let Some(layer) = state.layers.get(&load.layer).filter(|_| !state.doomed.contains(&load.layer)) else {
             return Ok(());
@@ -220,13 +221,26 @@ impl Container {
         let Some(table) = layer.table(load.table).filter(|table| table.slab == load.slab) else {
             return Ok(());
         };
-        if table.page(usize::from(load.page)).is_some() {
+        // Evicted since it was asked for, it may have changed in between: plan again.
+        if table.page(usize::from(load.page)).is_some() || !table.is_current(load.evictions) {
             return Ok(());
         }
         let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
         open::decode_page(load, bytes, &state.alloc, |_| false, &mut raw)?;
         table.install(usize::from(load.page), Page::from_raw(&raw));
+        state.note_resident(load.layer, load.table, load.page);
         Ok(())
+    }
+
+    /// Keeps at most about `pages` table pages of 4 KiB in memory, each for 32 MiB of a layer; those used longest ago go
+    /// first. More stay only while they are changed and not yet home, or in use by requests under way (MAP-16).
+    pub fn limit_resident_pages(&self, pages: usize) {
+        self.shared.lock().resident_limit = pages;
+    }
+
+    /// Table pages in memory.
+    pub fn resident_pages(&self) -> usize {
+        self.shared.lock().resident_pages()
     }
 
     /// Reads and installs a page, blocking.

@@ -194,7 +194,7 @@ fn replay_pages(
             let bad = Bad::new("JNL-10", format!("page {page} of table {table}"), "an initialised page of the layer");
             return Err(bad.at("journal item", place).into());
         };
-        let load = PageLoad { layer, table, page, slab: found.slab };
+        let load = PageLoad { layer, table, page, slab: found.slab, evictions: 0 };
         // What the page began with is in its own item: the table's flag may have changed since.
         let fresh = replay.fresh.get(&(layer, table, page));
         let first = RawEntry { z: if fresh == Some(&true) { !0 } else { 0 }, ..RawEntry::default() };
@@ -212,8 +212,7 @@ fn replay_pages(
             check_owner(layer, chunk, entry, alloc)?;
             raw[chunk.entry()] = entry;
         }
-        let resident = found.install(usize::from(page), Page::from_raw(&raw));
-        resident.home_dirty.store(true, std::sync::atomic::Ordering::Release);
+        found.install(usize::from(page), Page::from_raw(&raw)).mark_dirty();
         pages.push((layer, table, page));
     }
     Ok(pages)
@@ -254,6 +253,9 @@ impl Container {
         let ring =
             Ring { offset: superblock.journal_offset, len: superblock.journal_len, tail: replay.end, head: replay.end };
         let mut state = State::new(Opened { superblock, slots, catalog_slabs, alloc, layers, volumes, ring });
+        for &(layer, table, page) in &pages {
+            state.note_resident(layer, table, page);
+        }
         state.homes.pages = pages;
         state.homes.descriptors = replay.descriptors.keys().map(|slab| slab.0 / 128).collect();
         state.homes.slots = replay.slots.keys().map(|slot| slot.0 / PER_PAGE).collect();

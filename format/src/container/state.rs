@@ -4,7 +4,7 @@
 //! home (JNL-9). A slab's descriptor says "data of this chunk" exactly while the chunk's entry has a D bit (MAP-9).
 //! Does not: perform I/O; callers hold the lock for microseconds.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
@@ -14,13 +14,20 @@ use uuid::Uuid;
 use crate::alloc::Allocator;
 use crate::container::ring::Ring;
 use crate::error::{Error, Result};
-use crate::layer::{Entry, InLayer, Layer, Page, PageLoad, Table};
+use crate::layer::{Entry, EntryRef, Evicted, InLayer, Layer, Page, PageLoad, Table};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::record::Item;
 use crate::layout::slot::{ContainerRecord, LayerKind, LayerRecord, PER_PAGE, PER_SLAB, Slot, VolumeRecord};
 use crate::layout::superblock::Superblock;
 use crate::units::{BlockMask, ChunkNo, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
 use crate::volume::VolumeCore;
+
+/// Table pages kept in memory unless told otherwise: 256 MiB, which describe 2 TiB.
+const RESIDENT_PAGES: usize = 64 << 10;
+/// Changed pages that bring about a checkpoint; bounds what the next open must read.
+pub(crate) const HOME_PAGES_MAX: usize = 4096;
+/// Pages looked at, to evict some, for each that becomes resident.
+const LOOKS_PER_PAGE: usize = 16;
 
 /// Progress of the journal in batches: every change belongs to the batch that is open when it is made.
 #[derive(Debug)]
@@ -109,6 +116,9 @@ pub(crate) struct State {
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
     pub(crate) homes: Homes,
+    /// Pages in memory, the longest resident first; some of them of layers that are gone.
+    resident: VecDeque<(LayerId, u32, u8)>,
+    pub(crate) resident_limit: usize,
     pub(crate) batches: Batches,
     pub(crate) ring: Ring,
     pub(crate) space: Space,
@@ -152,6 +162,8 @@ impl State {
             doomed: BTreeSet::new(),
             merge_possible: true,
             homes: Homes::default(),
+            resident: VecDeque::new(),
+            resident_limit: RESIDENT_PAGES,
             batches: Batches { open: 1, durable: 0, in_progress: false },
             ring: opened.ring,
             space: Space::default(),
@@ -417,11 +429,11 @@ impl State {
     /// The chunk's entry in `layer` for changing it: makes the table and page if there are none.
     ///
     /// `Ok(None)`: no slab is free for the table. `Err`: the page must be loaded first.
-    pub(crate) fn entry_for_change<'a>(
+    pub(crate) fn entry_for_change(
         &mut self,
-        layer: &'a Layer,
+        layer: &Layer,
         chunk: ChunkNo,
-    ) -> std::result::Result<Option<&'a Entry>, PageLoad> {
+    ) -> std::result::Result<Option<EntryRef>, PageLoad> {
         match layer.lookup(chunk) {
             InLayer::Entry(entry) => return Ok(Some(entry)),
             InLayer::NeedPage(load) => return Err(load),
@@ -432,8 +444,7 @@ impl State {
         };
         let page = chunk.page();
         let zero = table.zero.load(Ordering::Acquire);
-        let content = table.install(page, Page::fresh(zero));
-        content.home_dirty.store(true, Ordering::Relaxed);
+        table.install(page, Page::fresh(zero));
         let initialised = table.initialised.fetch_or(1 << page, Ordering::AcqRel) | 1 << page;
         self.dirty.fresh.push((layer.id, chunk.table(), page as u8, zero));
         self.homes.pages.push((layer.id, chunk.table(), page as u8));
@@ -441,7 +452,51 @@ impl State {
             table.slab,
             Descriptor::Table { layer: layer.id, index: chunk.table(), pages: initialised, zero },
         );
-        Ok(Some(content.entry(chunk)))
+        self.note_resident(layer.id, chunk.table(), page as u8);
+        match layer.lookup(chunk) {
+            InLayer::Entry(entry) => Ok(Some(entry)),
+            _ => unreachable!("a fresh page is resident until it has gone home"),
+        }
+    }
+
+    // --- resident pages ---
+
+    /// Counts a page that has been made resident, and evicts others if there are too many.
+    pub(crate) fn note_resident(&mut self, layer: LayerId, table: u32, page: u8) {
+        self.evict(LOOKS_PER_PAGE);
+        self.resident.push_back((layer, table, page));
+    }
+
+    /// Pages in memory: those of layers that are still there.
+    pub(crate) fn resident_pages(&self) -> usize {
+        self.resident.iter().filter(|(layer, ..)| self.layers.contains_key(layer)).count()
+    }
+
+    /// Looks at up to `looks` of the pages longest resident and evicts those that were not used since the last look,
+    /// until no more are resident than allowed (MAP-16).
+    pub(crate) fn evict(&mut self, looks: usize) {
+        let mut dirty = 0;
+        // No page twice: a request that needs it must have the time to use it.
+        let looks = looks.min(self.resident.len());
+        for _ in 0..looks {
+            if self.resident.len() <= self.resident_limit {
+                return;
+            }
+            let Some((layer, table, page)) = self.resident.pop_front() else {
+                return;
+            };
+            // Pages of a layer that is gone went with it.
+            let Some(found) = self.layers.get(&layer).and_then(|layer| layer.table(table)) else {
+                continue;
+            };
+            let outcome = found.evict(usize::from(page));
+            if outcome != Evicted::Gone {
+                self.resident.push_back((layer, table, page));
+                // The pages of a doomed layer never go home.
+                dirty += usize::from(outcome == Evicted::Dirty && !self.doomed.contains(&layer));
+            }
+        }
+        self.checkpoint_wanted |= looks > 0 && dirty == looks;
     }
 
     /// The table, made if there is none; with `zero`, its pages not yet initialised read as zeros from now on.
@@ -465,8 +520,8 @@ impl State {
         if entry.mark_dirty() {
             self.dirty.entries.push((layer.id, chunk));
         }
-        let page = layer.table(chunk.table()).and_then(|table| table.page(chunk.page()));
-        if page.is_some_and(|page| !page.home_dirty.swap(true, Ordering::AcqRel)) {
+        let page = layer.table(chunk.table()).map(|table| table.page(chunk.page()));
+        if page.is_some_and(|page| page.as_ref().is_some_and(|page| page.mark_dirty())) {
             self.homes.pages.push((layer.id, chunk.table(), chunk.page() as u8));
         }
     }
@@ -500,10 +555,11 @@ impl State {
         }
     }
 
-    /// Whether so many changes are listed or on their way that first writes must wait for a commit (JNL-8).
+    /// Whether so many changes are listed or on their way that first writes must wait for a commit or a checkpoint (JNL-8).
     pub(crate) fn is_throttled(&self) -> bool {
         // A first write changes an entry and a descriptor.
         self.dirty.journal_bytes() + self.claimed * 88 > 2 * self.ring.batch_limit()
+            || self.homes.len() > 4 * HOME_PAGES_MAX
     }
 
     /// Claims absent blocks for a first write.

@@ -100,7 +100,7 @@ impl WriteTicket {
             let mut state = self.shared.lock();
             for claim in claims {
                 if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
-                    state.publish(layer, claim.chunk, entry, claim.mask);
+                    state.publish(layer, claim.chunk, &entry, claim.mask);
                 }
             }
             self.core.touch(&state);
@@ -119,7 +119,7 @@ impl WriteTicket {
     pub(super) fn roll_back(&mut self, state: &mut State) {
         for claim in self.claims.drain(..) {
             if let InLayer::Entry(entry) = self.writers.layer.lookup(claim.chunk) {
-                state.abandon(&self.writers.layer, claim.chunk, entry, claim.mask);
+                state.abandon(&self.writers.layer, claim.chunk, &entry, claim.mask);
             }
         }
     }
@@ -262,7 +262,7 @@ impl WriteTicket {
             }
         };
         if first_writes != 0 {
-            state.claim(entry, first_writes);
+            state.claim(&entry, first_writes);
             self.claims.push(Claim { chunk: piece.chunk, mask: first_writes });
         }
         for (first, end) in runs(blocks & !partial) {

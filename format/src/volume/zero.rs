@@ -206,7 +206,7 @@ fn zero_piece(
     let Some(entry) = state.entry_for_change(head, piece.chunk)? else {
         return Err(out_of_space(state, waker));
     };
-    state.zero(head, piece.chunk, entry, mask);
+    state.zero(head, piece.chunk, &entry, mask);
     Ok(true)
 }
 
