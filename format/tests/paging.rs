@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, OpenMode, PageLoad, Planned, ReadPlan, SLAB_LEN, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Disk, OpenMode, PageLoad, Planned, ReadPlan, SLAB_LEN, VolumeIo};
 
 /// What one table page describes.
 const PAGE_SPAN: u64 = 128 * SLAB_LEN;
@@ -88,7 +89,7 @@ fn a_page_read_before_it_changed_is_not_taken() {
     let_go(&container);
     let load = page_wanted(&container, "v", 0).expect("the page is not in memory");
     let mut old = vec![0; load.len()];
-    pitstop_format::Disk::read_at(&*disk, &mut old, load.offset()).unwrap();
+    disk.read_at(&mut old, load.offset()).unwrap();
     write(&container, "v", 8192, 2);
     let_go(&container);
     assert!(page_wanted(&container, "v", 0).is_some(), "the page is in memory");
@@ -153,4 +154,75 @@ fn merges_show_the_same_while_pages_leave_memory() {
     container.commit().unwrap();
     drop(container);
     compare(&Container::open(disk.copy(), OpenMode::ReadWrite).unwrap());
+}
+
+// rule: MAP-16 — a merge whose layers are given up while it waits for a page ends.
+#[test]
+fn a_merge_ends_when_its_layers_are_given_up_while_it_needs_a_page() {
+    let (disk, container) = new_container();
+    container.create_volume("v", 64 * PAGE_SPAN).unwrap();
+    for layer in 0..2u64 {
+        (0..64).for_each(|page| write(&container, "v", page * PAGE_SPAN + layer * 4096, 1));
+        container.snapshot("v", "copy").unwrap();
+        container.delete_volume("copy").unwrap();
+    }
+    container.commit().unwrap();
+    container.close().unwrap();
+    // At some read of a page the volume goes away with all its layers.
+    for at in 1..20 {
+        let copy = Arc::new(Meddling { disk: disk.copy(), left: AtomicU64::new(u64::MAX), then: Mutex::new(None) });
+        let container = Arc::new(Container::open(copy.clone(), OpenMode::ReadWrite).unwrap());
+        container.limit_resident_pages(0);
+        let meddler = container.clone();
+        *copy.then.lock().unwrap() = Some(Box::new(move || meddler.delete_volume("v").unwrap()));
+        copy.left.store(at, Ordering::Relaxed);
+        container.settle(10_000).unwrap();
+        assert_eq!(container.volumes().is_empty(), copy.then.lock().unwrap().is_none());
+        *copy.then.lock().unwrap() = None;
+    }
+}
+
+type Deed = Box<dyn FnOnce() + Send>;
+
+/// A disk that does something at its n-th read from now.
+struct Meddling {
+    disk: Arc<SimDisk>,
+    left: AtomicU64,
+    then: Mutex<Option<Deed>>,
+}
+
+impl std::fmt::Debug for Meddling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meddling")
+    }
+}
+
+impl Disk for Meddling {
+    fn len(&self) -> std::io::Result<u64> {
+        self.disk.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let deed = self.then.lock().unwrap().take();
+            deed.into_iter().for_each(|deed| deed());
+        }
+        self.disk.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        self.disk.write_at(buf, offset)
+    }
+
+    fn write_at_durable(&self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        self.disk.write_at_durable(buf, offset)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.disk.sync()
+    }
+
+    fn grow(&self, len: u64) -> std::io::Result<()> {
+        self.disk.grow(len)
+    }
 }

@@ -114,7 +114,13 @@ impl Container {
                 };
                 match step {
                     Step::Done => break,
-                    Step::NeedPage(load) => self.load_page(load)?,
+                    Step::NeedPage(load) => {
+                        self.load_page(load)?;
+                        // A layer doomed meanwhile takes no page: asking again would never end.
+                        if !still_valid(&self.shared.lock(), job) {
+                            return Ok(true);
+                        }
+                    }
                     Step::NoSpace => return Ok(false),
                     Step::Copy(copy) => self.copy_blocks(job, &copy)?,
                 }
