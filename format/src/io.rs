@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::container::Container;
 use crate::container::flush_waker;
 use crate::error::{Error, Result};
+use crate::sync::thread;
 use crate::units::{BLOCK_LEN, MIN_IO_LEN};
 use crate::volume::{Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, ZeroKind};
 
@@ -46,7 +47,7 @@ impl VolumeIo {
                 Planned::Busy => match self.container.maintain()? {
                     crate::Maintained::Worked => {}
                     // Another thread's request is in the way, and wakes this one when it ends.
-                    crate::Maintained::Idle => std::thread::park_timeout(std::time::Duration::from_millis(10)),
+                    crate::Maintained::Idle => thread::park_timeout(std::time::Duration::from_millis(10)),
                 },
             }
         }

@@ -6,12 +6,13 @@
 //! Does not: perform I/O (a page that is not resident is reported as a [`PageLoad`]), allocate slabs, or journal.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use arc_swap::Guard;
 
 use crate::layout::entry::RawEntry;
+use crate::sync::{ArcSwap, ArcSwapOption, AtomicBool, AtomicU8, AtomicU64, OnceLock};
 use crate::units::{
     BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, PAGES_PER_SLAB, SLAB_LEN,
     SlabNo, mask_of,
@@ -162,9 +163,10 @@ impl Page {
 
     /// Notes that the copy is durable in the home.
     pub(crate) fn end_home_write(&self) {
-        let (writing, same) = (Home::Writing as u8, Home::Same as u8);
         // A page changed meanwhile stays dirty.
-        let _ = self.home.compare_exchange(writing, same, Ordering::AcqRel, Ordering::Acquire);
+        if self.home.load(Ordering::Acquire) == Home::Writing as u8 {
+            self.home.store(Home::Same as u8, Ordering::Release);
+        }
     }
 
     fn is_home(&self) -> bool {
@@ -354,7 +356,7 @@ impl Layer {
             id,
             size,
             link: ArcSwap::from_pointee(link),
-            tables: Directory::default(),
+            tables: Directory(OnceLock::new()),
             drained: AtomicBool::new(drained),
         }
     }
@@ -428,7 +430,7 @@ type Leaf = Box<[OnceLock<Box<Table>>]>;
 
 /// A layer's tables by index, in leaves that exist only where there is a table: a large layer that holds little costs
 /// little memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Directory(OnceLock<Box<[OnceLock<Leaf>]>>);
 
 impl Directory {

@@ -15,6 +15,7 @@ mod file;
 mod io;
 mod layer;
 mod layout;
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod units;

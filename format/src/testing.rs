@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::disk::Disk;
+use crate::sync::{Mutex, MutexGuard};
 
 const PAGE: u64 = 4096;
 /// Bytes that a crash never tears (CON-3).

@@ -7,12 +7,12 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
-use std::thread::Thread;
 
 use super::ring::Position;
 use super::{Container, Shared};
 use crate::error::Result;
 use crate::layout::record::Item;
+use crate::sync::thread::{self, Thread};
 use crate::volume::VolumeCore;
 
 /// What a flush needs next.
@@ -243,7 +243,7 @@ impl Wake for ThreadWaker {
 
 /// A waker for the thread that calls it.
 pub(crate) fn thread_waker() -> Waker {
-    Waker::from(Arc::new(ThreadWaker(std::thread::current())))
+    Waker::from(Arc::new(ThreadWaker(thread::current())))
 }
 
 impl Container {
@@ -270,7 +270,7 @@ impl Container {
                     if may_checkpoint && self.shared.lock().checkpoint_wanted {
                         self.checkpoint()?;
                     } else {
-                        std::thread::park();
+                        thread::park();
                     }
                 }
             }

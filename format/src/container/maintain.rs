@@ -4,7 +4,7 @@
 //! Does not: own a thread; the daemon and the tools call [`Container::maintain`].
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Container;
 use super::merge::MergeJob;
@@ -12,6 +12,7 @@ use super::state::{HOME_PAGES_MAX, State};
 use crate::alloc::DESCRIPTOR_SLAB;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
+use crate::sync::Instant;
 use crate::units::{LayerId, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
 
 /// Slabs looked at per hold of the engine lock while reclaiming.

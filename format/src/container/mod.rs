@@ -16,12 +16,10 @@ mod recover;
 pub(crate) mod ring;
 pub(crate) mod state;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use arc_swap::ArcSwap;
 
 pub use create::CreateOptions;
 pub(crate) use flush::thread_waker as flush_waker;
@@ -35,6 +33,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Page, PageLoad};
 use crate::layout::entry::RawEntry;
+use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
 use crate::volume::Volume;
 use state::State;

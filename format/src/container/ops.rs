@@ -3,7 +3,7 @@
 //! Invariant: each is atomic and durable when it returns (SNP-2); none waits for, or stops, a guest's requests (SNP-1).
 //! Cost does not depend on the size of any volume. Does not: copy or free data (freeing is background work).
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -12,6 +12,7 @@ use super::{Container, Maintained, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
 use crate::layout::slot::{LayerKind, LayerRecord, OriginRecord, VolumeRecord, check_name};
+use crate::sync::{MutexGuard, thread};
 use crate::units::{LayerId, MAX_VOLUME_LEN, MIN_IO_LEN, VolumeId};
 use crate::volume::VolumeCore;
 
@@ -189,7 +190,7 @@ impl Container {
             // The file may only have to grow, or freed slabs to be committed.
             drop(state);
             if self.maintain()? == Maintained::Idle {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                thread::sleep(std::time::Duration::from_millis(1));
             }
         }
     }

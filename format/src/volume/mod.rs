@@ -11,9 +11,8 @@ mod zero;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use arc_swap::ArcSwap;
 use uuid::Uuid;
 
 pub use read::{ReadPlan, ReadSegment};
@@ -25,6 +24,7 @@ use crate::container::{Flush, Shared, Signal, lock};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link, PageLoad};
 use crate::layout::slot::VolumeRecord;
+use crate::sync::{ArcSwap, AtomicBool, AtomicU64, Mutex};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, MIN_IO_LEN, SLAB_LEN, VolumeId, mask_of};
 
 /// Outcome of planning.
@@ -63,7 +63,7 @@ impl Drop for Writers {
 pub(crate) struct VolumeCore {
     pub(crate) id: VolumeId,
     pub(crate) uuid: Uuid,
-    name: std::sync::Mutex<String>,
+    name: Mutex<String>,
     size: AtomicU64,
     /// The one word that decides to which head a request belongs (SNP-1).
     current: ArcSwap<Writers>,
@@ -77,7 +77,7 @@ impl VolumeCore {
         Self {
             id: record.id,
             uuid: record.uuid,
-            name: std::sync::Mutex::new(record.name.clone()),
+            name: Mutex::new(record.name.clone()),
             size: AtomicU64::new(record.size),
             current: ArcSwap::new(Writers::new(head, signal)),
             gone: AtomicBool::new(false),
