@@ -301,9 +301,22 @@ pub struct PageLoad {
     pub(crate) slab: SlabNo,
     /// Evictions from the table when the page was asked for.
     pub(crate) evictions: u64,
+    /// The chunk and blocks that were looked for.
+    pub(crate) chunk: ChunkNo,
+    pub(crate) want: BlockMask,
+    /// Pages that may be asked for after this one before the request is planned again.
+    pub(crate) left: u8,
 }
 
+/// Pages of one chain that are loaded before the request is planned again.
+const PAGES_PER_PLAN: u8 = 64;
+
 impl PageLoad {
+    /// A page that no request asks for.
+    pub(crate) fn home(layer: LayerId, table: u32, page: u8, slab: SlabNo) -> Self {
+        Self { layer, table, page, slab, evictions: 0, chunk: first_chunk(table, page), want: 0, left: 0 }
+    }
+
     /// Byte offset of the page in the container.
     pub fn offset(&self) -> u64 {
         self.slab.offset() + u64::from(self.page) * PAGE_LEN as u64
@@ -315,9 +328,19 @@ impl PageLoad {
         PAGE_LEN
     }
 
-    pub(crate) fn first_chunk(&self) -> ChunkNo {
-        ChunkNo(self.table * ENTRIES_PER_TABLE as u32 + u32::from(self.page) * ENTRIES_PER_PAGE as u32)
+    /// Whether a plan has asked for it, not the load of another page.
+    pub(crate) fn is_first(&self) -> bool {
+        self.left == PAGES_PER_PLAN
     }
+
+    pub(crate) fn first_chunk(&self) -> ChunkNo {
+        first_chunk(self.table, self.page)
+    }
+}
+
+/// The first chunk that a page describes.
+pub(crate) fn first_chunk(table: u32, page: u8) -> ChunkNo {
+    ChunkNo(table * ENTRIES_PER_TABLE as u32 + u32::from(page) * ENTRIES_PER_PAGE as u32)
 }
 
 /// What one layer says of a chunk.
@@ -416,6 +439,9 @@ impl Layer {
                     page: chunk.page() as u8,
                     slab: table.slab,
                     evictions,
+                    chunk,
+                    want: 0,
+                    left: PAGES_PER_PLAN,
                 }),
             };
         }
@@ -507,7 +533,7 @@ pub(crate) fn resolve(
                 zero |= want & view.z;
                 want &= !view.z;
             }
-            InLayer::NeedPage(load) => return Err(load),
+            InLayer::NeedPage(load) => return Err(PageLoad { want, ..load }),
         }
         let through = link.mask(chunk);
         zero |= want & !through;
@@ -529,6 +555,13 @@ pub(crate) fn resolve(
         piece(zero, Found::Zero);
     }
     Ok(())
+}
+
+/// The page that a walk which stopped for `load` at `layer` stops for next, so that a request that meets many pages not
+/// resident need not be planned again for each of them.
+pub(crate) fn next_load(layer: &Arc<Layer>, load: PageLoad) -> Option<PageLoad> {
+    let left = load.left.checked_sub(1)?;
+    resolve(layer, load.chunk, load.want, |_, _| {}).err().map(|next| PageLoad { left, ..next })
 }
 
 #[cfg(test)]

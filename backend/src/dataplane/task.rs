@@ -144,8 +144,10 @@ impl Task {
         match std::mem::replace(&mut self.stage, Stage::Planning) {
             Stage::Planning => self.plan(id, context),
             Stage::Loading(load) => {
-                if let Some(page) = self.page.take() {
-                    context.container.install_page(load, &page)?;
+                let page = self.page.take();
+                if let Some(next) = page.map(|page| context.container.install_page(load, &page)).transpose()?.flatten()
+                {
+                    self.load(id, next, context);
                 }
                 Ok(None)
             }
@@ -237,9 +239,13 @@ impl Task {
                 return Ok(None);
             }
         };
+        self.load(id, load, context);
+        Ok(None)
+    }
+
+    fn load(&mut self, id: usize, load: PageLoad, context: &mut Context<'_>) {
         self.pending = context.transfers.start(id, Kind::ReadPage, Vec::new(), load.offset());
         self.stage = Stage::Loading(load);
-        Ok(None)
     }
 
     fn poll_flush(

@@ -7,7 +7,7 @@
 use super::Container;
 use super::state::{Homes, State};
 use crate::error::{Error, Result};
-use crate::layer::PageLoad;
+use crate::layer::first_chunk;
 use crate::layout::slot::{LayerKind, PER_PAGE};
 use crate::layout::superblock::{self, OFFSETS};
 use crate::units::{PAGE_LEN, SlabNo, SlotNo};
@@ -82,13 +82,12 @@ impl Container {
                 if state.layer_record(layer).kind == LayerKind::Doomed {
                     return None;
                 }
-                let slab = found.table(table)?.slab;
+                let home = found.table(table)?.slab.offset() + u64::from(page) * PAGE_LEN as u64;
                 let guard = found.table(table)?.page(usize::from(page));
                 let content = guard.as_ref()?;
                 // Before the copy, under the lock: a later change lists the page again.
                 content.begin_home_write();
-                let load = PageLoad { layer, table, page, slab, evictions: 0 };
-                Some((load.offset(), content.encode(layer, load.first_chunk())))
+                Some((home, content.encode(layer, first_chunk(table, page))))
             }));
         }
         let state = self.shared.lock();

@@ -31,7 +31,7 @@ pub use ops::PendingCopy;
 use crate::alloc::Grace;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::layer::{Layer, Page, PageLoad};
+use crate::layer::{Layer, Page, PageLoad, next_load};
 use crate::layout::entry::RawEntry;
 use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
@@ -207,27 +207,44 @@ impl Container {
         self.shared.failed.get().cloned()
     }
 
-    /// Makes a table page resident from the 4096 bytes read at `load.offset()`.
+    /// Makes a table page resident from the 4096 bytes read at `load.offset()`. Returns the next page that the same
+    /// request will ask for, as far as that can be told, to be read at once.
     ///
     /// Errors: [`Error::Corrupt`] if an entry is damaged, misplaced, or names a slab that belongs to another (MAP-5).
-    pub fn install_page(&self, load: PageLoad, bytes: &[u8]) -> Result<()> {
-        let mut state = self.shared.lock();
-        let state = &mut *state;
-        // Nobody reads through a layer that is doomed, and its slabs may be others' by now: plan again.
-        let Some(layer) = state.layers.get(&load.layer).filter(|_| !state.doomed.contains(&load.layer)) else {
-            return Ok(());
+    pub fn install_page(&self, load: PageLoad, bytes: &[u8]) -> Result<Option<PageLoad>> {
+        let layer = {
+            let mut state = self.shared.lock();
+            // Nobody reads through a layer that is doomed, and its slabs may be others' by now: plan again.
+            let found = state.layers.get(&load.layer).filter(|_| !state.doomed.contains(&load.layer));
+            let Some(layer) = found.cloned() else {
+                return Ok(None);
+            };
+            let Some(table) = layer.table(load.table).filter(|table| table.slab == load.slab) else {
+                return Ok(None);
+            };
+            // Evicted since it was asked for, it may have changed in between: plan again.
+            if !table.is_current(load.evictions) {
+                return Ok(None);
+            }
+            if table.page(usize::from(load.page)).is_none() {
+                let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
+                open::decode_page(load, bytes, &state.alloc, |_| false, &mut raw)?;
+                table.install(usize::from(load.page), Page::from_raw(&raw));
+                state.note_loaded(load);
+            }
+            layer
         };
-        let Some(table) = layer.table(load.table).filter(|table| table.slab == load.slab) else {
-            return Ok(());
-        };
-        // Evicted since it was asked for, it may have changed in between: plan again.
-        if table.page(usize::from(load.page)).is_some() || !table.is_current(load.evictions) {
-            return Ok(());
+        Ok(next_load(&layer, load))
+    }
+
+    /// Reads and installs the pages that a request asks for, blocking.
+    pub fn load_page(&self, load: PageLoad) -> Result<()> {
+        let mut bytes = vec![0; load.len()];
+        let mut next = Some(load);
+        while let Some(load) = next {
+            self.shared.disk.read_at(&mut bytes, load.offset()).map_err(Error::io("cannot read a table page"))?;
+            next = self.install_page(load, &bytes)?;
         }
-        let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
-        open::decode_page(load, bytes, &state.alloc, |_| false, &mut raw)?;
-        table.install(usize::from(load.page), Page::from_raw(&raw));
-        state.note_resident(load.layer, load.table, load.page);
         Ok(())
     }
 
@@ -240,13 +257,6 @@ impl Container {
     /// Table pages in memory.
     pub fn resident_pages(&self) -> usize {
         self.shared.lock().resident_pages()
-    }
-
-    /// Reads and installs a page, blocking.
-    pub fn load_page(&self, load: PageLoad) -> Result<()> {
-        let mut bytes = vec![0; load.len()];
-        self.shared.disk.read_at(&mut bytes, load.offset()).map_err(Error::io("cannot read a table page"))?;
-        self.install_page(load, &bytes)
     }
 
     /// Sleeps until background work is urgent, but at most `timeout`.

@@ -194,7 +194,7 @@ fn replay_pages(
             let bad = Bad::new("JNL-10", format!("page {page} of table {table}"), "an initialised page of the layer");
             return Err(bad.at("journal item", place).into());
         };
-        let load = PageLoad { layer, table, page, slab: found.slab, evictions: 0 };
+        let load = PageLoad::home(layer, table, page, found.slab);
         // What the page began with is in its own item: the table's flag may have changed since.
         let fresh = replay.fresh.get(&(layer, table, page));
         let first = RawEntry { z: if fresh == Some(&true) { !0 } else { 0 }, ..RawEntry::default() };

@@ -26,8 +26,8 @@ use crate::volume::VolumeCore;
 const RESIDENT_PAGES: usize = 64 << 10;
 /// Changed pages that bring about a checkpoint; bounds what the next open must read.
 pub(crate) const HOME_PAGES_MAX: usize = 4096;
-/// Pages looked at, to evict some, for each that becomes resident.
-const LOOKS_PER_PAGE: usize = 16;
+/// Pages looked at, to evict some, for each that a plan makes resident: it may load 64 more of the same chain.
+const LOOKS_PER_PAGE: usize = 160;
 
 /// Progress of the journal in batches: every change belongs to the batch that is open when it is made.
 #[derive(Debug)]
@@ -452,6 +452,7 @@ impl State {
             table.slab,
             Descriptor::Table { layer: layer.id, index: chunk.table(), pages: initialised, zero },
         );
+        self.evict(LOOKS_PER_PAGE);
         self.note_resident(layer.id, chunk.table(), page as u8);
         match layer.lookup(chunk) {
             InLayer::Entry(entry) => Ok(Some(entry)),
@@ -461,10 +462,18 @@ impl State {
 
     // --- resident pages ---
 
-    /// Counts a page that has been made resident, and evicts others if there are too many.
+    /// Counts a page that has been made resident.
     pub(crate) fn note_resident(&mut self, layer: LayerId, table: u32, page: u8) {
-        self.evict(LOOKS_PER_PAGE);
         self.resident.push_back((layer, table, page));
+    }
+
+    /// Counts a page that has been loaded, and evicts others if there are too many: at the first page that a plan asks
+    /// for, when the request has just used all the others that it needs.
+    pub(crate) fn note_loaded(&mut self, load: PageLoad) {
+        if load.is_first() {
+            self.evict(LOOKS_PER_PAGE);
+        }
+        self.note_resident(load.layer, load.table, load.page);
     }
 
     /// Pages in memory: those of layers that are still there.
