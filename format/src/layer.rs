@@ -564,6 +564,9 @@ pub(crate) fn next_load(layer: &Arc<Layer>, load: PageLoad) -> Option<PageLoad> 
     resolve(layer, load.chunk, load.want, |_, _| {}).err().map(|next| PageLoad { left, ..next })
 }
 
+#[cfg(all(test, pitstop_interleavings))]
+mod loom;
+
 #[cfg(test)]
 mod tests {
     use super::*;

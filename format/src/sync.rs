@@ -146,11 +146,13 @@ mod primitives {
         }
 
         pub(crate) fn store(&self, value: T) {
-            drop(self.swap(value));
+            point();
+            self.0.store(value);
         }
 
+        /// Without a point: it ends grace periods, right after the engine lock was taken, and unlinks layers that are
+        /// dropped, as many and in such order as hash maps will.
         pub(crate) fn swap(&self, value: T) -> T {
-            point();
             self.0.swap(value)
         }
     }

@@ -137,6 +137,11 @@ impl Flush {
             Stage::Batch(needed) => *needed,
         };
         let mut state = self.shared.lock();
+        // Again: a failure since then has woken its waiters already, and would never wake this one.
+        if let Err(failed) = self.shared.check_alive() {
+            self.stage = Stage::Done;
+            return Err(failed);
+        }
         if state.batches.durable >= needed {
             self.stage = Stage::Done;
             return Ok(FlushStep::Done);

@@ -92,10 +92,11 @@ impl Volume {
     /// Errors: [`crate::Error::BadRange`], [`crate::Error::VolumeGone`].
     pub fn plan_read(&self, range: Range<u64>, plan: &mut ReadPlan) -> Result<Planned<()>> {
         plan.clear();
-        self.check(&range)?;
         // The token before the maps: a slab unlinked later is not reused while the plan lives (JNL-6).
         plan.grace = Some(self.shared.grace.load_full());
         let writers = self.core.current.load();
+        // After the head was taken: a deletion first says that the volume is gone, then takes the head away.
+        self.check(&range)?;
         for piece in pieces(range) {
             let mut found: SmallVec<[(u64, u64, Found); 8]> = SmallVec::new();
             let outcome = resolve(&writers.layer, piece.chunk, piece.blocks(), |mask, place| {

@@ -177,8 +177,8 @@ impl Volume {
         }
         ticket.segments.clear();
         let mut state = self.shared.lock();
-        // Again: a refresh may have changed the size meanwhile.
-        self.check(&range)?;
+        // Again: a refresh may have changed the size meanwhile, and a failure has woken its waiters already.
+        self.check_change(&range)?;
         // Under the lock the head cannot be switched: a first write is never planned against a frozen layer.
         ticket.writers = self.core.current.load_full();
         if state.is_throttled() {

@@ -77,8 +77,8 @@ impl Volume {
         self.check_change(&range)?;
         let (edges, whole) = split_edges(&range);
         let mut state = self.shared.lock();
-        // Again: a refresh may have changed the size meanwhile.
-        self.check(&range)?;
+        // Again: a refresh may have changed the size meanwhile, and a failure has woken its waiters already.
+        self.check_change(&range)?;
         if state.is_throttled() {
             state.register(waker);
             drop(state);
