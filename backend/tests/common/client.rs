@@ -269,7 +269,7 @@ impl DriverQueue {
     }
 
     /// Asks to be called at the next used element.
-    fn want_call(&self) {
+    pub fn want_call(&self) {
         if self.style.event_idx {
             self.put16(self.avail() + 4 + u64::from(QUEUE_LEN) * 2, self.last_used);
         }

@@ -8,6 +8,7 @@
 )]
 
 pub mod client;
+pub mod faulty;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -31,6 +32,12 @@ fn container_or_fork() -> MutexGuard<'static, ()> {
     CONTAINER_OR_FORK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Opens a container in this process while no child is started.
+pub fn alone_with_container<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = container_or_fork();
+    work()
+}
+
 /// A folder with a container and sockets.
 pub struct Place {
     folder: tempfile::TempDir,
@@ -39,11 +46,15 @@ pub struct Place {
 impl Place {
     /// A container with these volumes, each of [`VOLUME_LEN`] bytes.
     pub fn with_volumes(names: &[&str]) -> Self {
+        Self::with_options(names, &CreateOptions::default())
+    }
+
+    pub fn with_options(names: &[&str], options: &CreateOptions) -> Self {
         let folder = tempfile::Builder::new().prefix("pit").tempdir_in(scratch()).unwrap();
         let place = Place { folder };
         let _alone = container_or_fork();
         let disk = FileDisk::create(&place.container()).unwrap();
-        Container::create(Arc::clone(&disk) as Arc<dyn Disk>, &CreateOptions::default()).unwrap();
+        Container::create(Arc::clone(&disk) as Arc<dyn Disk>, options).unwrap();
         let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
         for name in names {
             container.create_volume(name, VOLUME_LEN).unwrap();
@@ -114,10 +125,16 @@ impl Daemon {
         let number = match name {
             "TERM" => libc::SIGTERM,
             "INT" => libc::SIGINT,
+            "KILL" => libc::SIGKILL,
             _ => panic!("signal {name}"),
         };
         // SAFETY: the child has not been waited for, so its number is still its own.
         assert_eq!(unsafe { libc::kill(self.pid() as i32, number) }, 0);
+    }
+
+    /// Waits for the end of a daemon that was told to.
+    pub fn end(mut self) -> ExitStatus {
+        self.wait()
     }
 
     pub fn wait(&mut self) -> ExitStatus {
@@ -181,16 +198,24 @@ pub fn run(arguments: &[&str]) -> (i32, String, String) {
 /// A connection to the control socket.
 pub struct Qmp {
     reader: BufReader<UnixStream>,
+    /// Events that came before an answer.
+    events: Vec<serde_json::Value>,
 }
 
 impl Qmp {
     pub fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
+        Self::try_connect(path).unwrap()
+    }
+
+    /// `None` if nobody listens, or the listener is about to die.
+    pub fn try_connect(path: &Path) -> Option<Self> {
+        let stream = UnixStream::connect(path).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut qmp = Qmp { reader: BufReader::new(stream) };
-        assert!(qmp.receive()["QMP"].is_object());
-        qmp.order("qmp_capabilities", serde_json::json!({}));
-        qmp
+        let mut qmp = Qmp { reader: BufReader::new(stream), events: Vec::new() };
+        assert!(qmp.try_receive()?["QMP"].is_object());
+        let answer = qmp.try_ask("qmp_capabilities", serde_json::json!({}))?;
+        assert!(answer.get("return").is_some(), "{answer}");
+        Some(qmp)
     }
 
     /// Gives an order that must succeed.
@@ -207,20 +232,40 @@ impl Qmp {
     }
 
     fn ask(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        self.try_ask(command, arguments).unwrap()
+    }
+
+    /// `None` if the daemon has gone before its whole answer was here.
+    pub fn try_ask(&mut self, command: &str, arguments: serde_json::Value) -> Option<serde_json::Value> {
         let request = serde_json::json!({"execute": command, "arguments": arguments});
-        self.reader.get_mut().write_all(request.to_string().as_bytes()).unwrap();
+        self.reader.get_mut().write_all(request.to_string().as_bytes()).ok()?;
         loop {
-            let answer = self.receive();
+            let answer = self.try_receive()?;
             if answer.get("event").is_none() {
-                return answer;
+                return Some(answer);
+            }
+            self.events.push(answer);
+        }
+    }
+
+    /// The next event of that name; those before it are dropped.
+    pub fn event(&mut self, name: &str) -> serde_json::Value {
+        loop {
+            let event = if self.events.is_empty() { self.receive() } else { self.events.remove(0) };
+            if event["event"] == name {
+                return event["data"].clone();
             }
         }
     }
 
     fn receive(&mut self) -> serde_json::Value {
+        self.try_receive().unwrap()
+    }
+
+    fn try_receive(&mut self) -> Option<serde_json::Value> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        self.reader.read_line(&mut line).ok()?;
+        serde_json::from_str(line.strip_suffix('\n')?).ok()
     }
 }
 
