@@ -19,6 +19,29 @@ pub(crate) enum Access {
     ReadOnly,
 }
 
+/// What becomes of a request for which there is no space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum OnNoSpace {
+    /// It fails with an I/O error.
+    #[default]
+    Report,
+    /// It waits until there is space.
+    Stop,
+}
+
+impl OnNoSpace {
+    /// Every value with the word for it.
+    pub(crate) const WORDS: [(&'static str, OnNoSpace); 2] = [("report", OnNoSpace::Report), ("stop", OnNoSpace::Stop)];
+
+    /// The word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            OnNoSpace::Report => "report",
+            OnNoSpace::Stop => "stop",
+        }
+    }
+}
+
 /// Where the front end connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SocketSource {
@@ -51,19 +74,21 @@ pub(crate) struct ExportConfig {
     pub(crate) access: Access,
     /// Most queues the guest may use, `1..=MAX_QUEUES`.
     pub(crate) num_queues: u16,
+    /// What becomes of a request for which there is no space.
+    pub(crate) on_enospc: OnNoSpace,
 }
 
 /// Why an export option cannot be understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// A part that is not `key=value`.
-    #[error("'{part}' in --export is not KEY=VALUE; the keys are volume, socket, id, readonly, num-queues")]
+    #[error("'{part}' in --export is not KEY=VALUE; the keys are volume, socket, id, readonly, num-queues, on-enospc")]
     NotKeyValue {
         /// The part.
         part: String,
     },
     /// A key that does not exist.
-    #[error("unknown key '{key}' in --export; the keys are volume, socket, id, readonly, num-queues")]
+    #[error("unknown key '{key}' in --export; the keys are volume, socket, id, readonly, num-queues, on-enospc")]
     UnknownKey {
         /// The key.
         key: String,
@@ -95,9 +120,10 @@ pub(crate) enum ConfigError {
 impl FromStr for ExportConfig {
     type Err = ConfigError;
 
-    /// Parses `volume=NAME,socket=PATH[,id=ID][,readonly=on|off][,num-queues=N]`; a comma in a value is doubled.
+    /// Parses `volume=NAME,socket=PATH[,id=ID][,readonly=on|off][,num-queues=N][,on-enospc=report|stop]`; a comma in a value is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let (mut volume, mut socket, mut id, mut access, mut num_queues) = (None, None, None, None, None);
+        let mut on_enospc = None;
         for part in split_at_commas(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(ConfigError::NotKeyValue { part });
@@ -108,6 +134,7 @@ impl FromStr for ExportConfig {
                 "id" => set_once(&mut id, key, not_empty("id", value)?)?,
                 "readonly" => set_once(&mut access, key, parse_readonly(value)?)?,
                 "num-queues" => set_once(&mut num_queues, key, parse_num_queues(value)?)?,
+                "on-enospc" => set_once(&mut on_enospc, key, parse_on_enospc(value)?)?,
                 _ => return Err(ConfigError::UnknownKey { key: key.to_owned() }),
             }
         }
@@ -118,6 +145,7 @@ impl FromStr for ExportConfig {
             socket: SocketSource::Path(socket.ok_or(ConfigError::Missing { key: "socket" })?),
             access: access.unwrap_or(Access::ReadWrite),
             num_queues: num_queues.unwrap_or(MAX_QUEUES),
+            on_enospc: on_enospc.unwrap_or_default(),
         })
     }
 }
@@ -159,6 +187,11 @@ fn parse_readonly(value: &str) -> Result<Access, ConfigError> {
     }
 }
 
+fn parse_on_enospc(value: &str) -> Result<OnNoSpace, ConfigError> {
+    let found = OnNoSpace::WORDS.iter().find(|(word, _)| *word == value).map(|(_, policy)| *policy);
+    found.ok_or_else(|| ConfigError::BadValue { key: "on-enospc", value: value.to_owned(), allowed: "report or stop" })
+}
+
 fn parse_num_queues(value: &str) -> Result<u16, ConfigError> {
     match value.parse() {
         Ok(count) if (1..=MAX_QUEUES).contains(&count) => Ok(count),
@@ -174,7 +207,8 @@ mod tests {
 
     #[test]
     fn full_export_is_understood() {
-        let config: ExportConfig = "volume=ci-1,socket=/run/a,,b.sock,id=x,readonly=on,num-queues=4".parse().unwrap();
+        let config: ExportConfig =
+            "volume=ci-1,socket=/run/a,,b.sock,id=x,readonly=on,num-queues=4,on-enospc=stop".parse().unwrap();
         assert_eq!(
             config,
             ExportConfig {
@@ -183,6 +217,7 @@ mod tests {
                 socket: SocketSource::Path("/run/a,b.sock".into()),
                 access: Access::ReadOnly,
                 num_queues: 4,
+                on_enospc: OnNoSpace::Stop,
             }
         );
     }
@@ -191,6 +226,7 @@ mod tests {
     fn defaults_are_volume_name_read_write_and_most_queues() {
         let config: ExportConfig = "socket=s,volume=v".parse().unwrap();
         assert_eq!((config.id.as_str(), config.access, config.num_queues), ("v", Access::ReadWrite, MAX_QUEUES));
+        assert_eq!(config.on_enospc, OnNoSpace::Report);
     }
 
     #[test]
@@ -206,6 +242,7 @@ mod tests {
             ("volume=,socket=s", "at least one character"),
             ("volume=v,socket=s,num-queues=0", "from 1 to 64"),
             ("volume=v,socket=s,num-queues=65", "from 1 to 64"),
+            ("volume=v,socket=s,on-enospc=wait", "use report or stop"),
             ("volume=v,socket=s,size=3", "unknown key 'size'"),
         ] {
             let error = text.parse::<ExportConfig>().unwrap_err().to_string();

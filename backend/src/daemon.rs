@@ -8,14 +8,17 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pitstop_format::{Container, FileDisk, Volume, VolumeId, VolumeInfo};
 
-use crate::config::{Access, ExportConfig, MAX_QUEUES};
+use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
+use crate::events::Events;
 use crate::export::{Door, Export, ExportError, Resources};
+use crate::space::{SpaceMark, SpaceUse};
+use crate::trouble::{Action, Operation};
 
 /// How often the main thread looks whether there is anything left to serve.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -44,6 +47,10 @@ pub(crate) struct ExportStatus {
     pub(crate) num_queues: u16,
     /// Whether a front end is connected.
     pub(crate) connected: bool,
+    /// What becomes of a request for which there is no space.
+    pub(crate) on_enospc: OnNoSpace,
+    /// Requests that wait for space.
+    pub(crate) starved: usize,
 }
 
 /// What happened; sent to every subscriber.
@@ -58,6 +65,43 @@ pub(crate) enum Event {
     ExportDeleted {
         /// Its id.
         id: String,
+    },
+    /// The storage failed a request of an export.
+    IoError {
+        /// The export's id.
+        id: String,
+        /// Present name of its volume.
+        volume: String,
+        /// What the request was about.
+        operation: Operation,
+        /// What became of it.
+        action: Action,
+        /// Whether space was lacking.
+        no_space: bool,
+        /// The error.
+        reason: String,
+    },
+    /// No request of an export waits for space any more.
+    ExportResumed {
+        /// The export's id.
+        id: String,
+    },
+    /// The container takes no more changes.
+    ContainerFailed {
+        /// Why.
+        reason: String,
+    },
+    /// A mark of the container's use of space was reached.
+    SpaceWarning {
+        /// The mark, in percent.
+        mark: u8,
+        /// The use.
+        space: SpaceUse,
+    },
+    /// The use of space is below all marks again.
+    SpaceOk {
+        /// The use.
+        space: SpaceUse,
     },
     /// The daemon begins to end.
     Shutdown,
@@ -162,7 +206,7 @@ pub(crate) struct Daemon {
     export_ended: Condvar,
     /// Held while a socket is opened: two exports must not take each other's new socket for a dead one.
     opening: Mutex<()>,
-    subscribers: Mutex<Vec<Sender<Event>>>,
+    space_mark: Arc<SpaceMark>,
     shutdown: AtomicBool,
     shutdown_lock: Mutex<()>,
     shutdown_asked: Condvar,
@@ -191,7 +235,7 @@ impl Daemon {
             exports: Mutex::default(),
             export_ended: Condvar::new(),
             opening: Mutex::default(),
-            subscribers: Mutex::default(),
+            space_mark: Arc::default(),
             shutdown: AtomicBool::new(false),
             shutdown_lock: Mutex::default(),
             shutdown_asked: Condvar::new(),
@@ -201,6 +245,16 @@ impl Daemon {
     /// The container that is served.
     pub(crate) fn container(&self) -> &Container {
         self.resources.container()
+    }
+
+    /// Whom to tell what happens.
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        self.resources.events()
+    }
+
+    /// The mark of the container's use of space that has been reached.
+    pub(crate) fn space_mark(&self) -> &Arc<SpaceMark> {
+        &self.space_mark
     }
 
     /// All exports, in the order in which they were added.
@@ -392,13 +446,11 @@ impl Daemon {
 
     /// Every event from now on. A receiver that is dropped unsubscribes.
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
-        let (sender, receiver) = channel();
-        lock(&self.subscribers).push(sender);
-        receiver
+        self.events().subscribe()
     }
 
     fn emit(&self, event: &Event) {
-        lock(&self.subscribers).retain(|subscriber| subscriber.send(event.clone()).is_ok());
+        self.events().emit(event);
     }
 }
 
@@ -411,6 +463,8 @@ impl Served {
             writable: self.config.access == Access::ReadWrite,
             num_queues: self.config.num_queues,
             connected: self.export.is_connected(),
+            on_enospc: self.config.on_enospc,
+            starved: self.export.trouble().starved(),
         }
     }
 }

@@ -20,8 +20,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
+use crate::events::Events;
 use crate::session::{Served, Session};
 use crate::socket::{MAX_PATH_LEN, is_listened_on};
+use crate::trouble::Trouble;
 
 /// Why an export cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -76,16 +78,21 @@ pub(crate) enum ExportError {
 pub(crate) struct Resources {
     container: Container,
     disk: Arc<DataDisk>,
+    events: Arc<Events>,
 }
 
 impl Resources {
     /// `disk` must be the disk under `container`.
     pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> Result<Self, ExportError> {
-        Ok(Resources { container, disk: Arc::new(DataDisk::new(disk)?) })
+        Ok(Resources { container, disk: Arc::new(DataDisk::new(disk)?), events: Arc::default() })
     }
 
     pub(crate) fn container(&self) -> &Container {
         &self.container
+    }
+
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 }
 
@@ -101,6 +108,7 @@ pub(crate) struct Export {
 #[derive(Debug)]
 struct Shared {
     volume: Volume,
+    trouble: Arc<Trouble>,
     connected: AtomicBool,
     stopping: AtomicBool,
     wake: EventFd,
@@ -122,8 +130,10 @@ impl Export {
         volume: Volume,
         resources: &Resources,
     ) -> Result<Self, ExportError> {
+        let trouble = Trouble::new(&config.id, volume.clone(), config.on_enospc, Arc::clone(&resources.events));
         let shared = Arc::new(Shared {
             volume: volume.clone(),
+            trouble: Arc::clone(&trouble),
             connected: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -138,6 +148,7 @@ impl Export {
             access: config.access,
             num_queues: config.num_queues,
             write_through: Arc::default(),
+            trouble,
         };
         let its_shared = Arc::clone(&shared);
         let body = move || serve(&door, &served, &its_shared);
@@ -147,6 +158,11 @@ impl Export {
 
     pub(crate) fn volume(&self) -> &Volume {
         &self.shared.volume
+    }
+
+    /// What the storage does to its requests.
+    pub(crate) fn trouble(&self) -> &Trouble {
+        &self.shared.trouble
     }
 
     /// Whether a front end is connected.

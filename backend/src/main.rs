@@ -12,10 +12,14 @@ mod config;
 mod control;
 mod daemon;
 mod dataplane;
+mod events;
 mod export;
 mod jobs;
+mod logging;
 mod session;
 mod socket;
+mod space;
+mod trouble;
 mod virtio;
 
 use std::io::Write;
@@ -29,7 +33,7 @@ use pitstop_format::{Container, Disk, FileDisk, Holder, OpenMode};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use config::{Access, ExportConfig, MAX_QUEUES, SocketSource};
+use config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace, SocketSource};
 use control::ControlServer;
 use daemon::Daemon;
 
@@ -44,13 +48,18 @@ struct Cli {
     #[arg(value_name = "CONTAINER", required_unless_present = "blk_file")]
     container: Option<PathBuf>,
 
-    /// Serve a volume: volume=NAME,socket=PATH[,id=ID][,readonly=on][,num-queues=N]. May be repeated.
+    /// Serve a volume: volume=NAME,socket=PATH[,id=ID][,readonly=on][,num-queues=N][,on-enospc=report|stop].
+    /// With on-enospc=stop, writes that lack space wait until there is some. May be repeated.
     #[arg(long = "export", value_name = "EXPORT")]
     exports: Vec<ExportConfig>,
 
     /// Make the control socket (QMP) at this path.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+
+    /// Warn when the container holds this share of what it could hold, in percent; several marks, or off.
+    #[arg(long, value_name = "PERCENT,...", default_value = space::DEFAULT_MARKS)]
+    space_warning: space::Marks,
 
     #[command(flatten)]
     conventions: Conventions,
@@ -130,7 +139,14 @@ fn main() -> ExitCode {
 
 fn start_log() {
     let filter = env_logger::Env::new().filter_or("PITSTOP_LOG", "info");
-    env_logger::Builder::from_env(filter).format_target(false).format_timestamp_millis().init();
+    let target = env_logger::Target::Pipe(Box::new(logging::PatientStderr::default()));
+    env_logger::Builder::from_env(filter).format_target(false).format_timestamp_millis().target(target).init();
+}
+
+/// A write beyond the limit on file sizes (RLIMIT_FSIZE) is an error of that write, not the end of the process.
+fn survive_file_size_limit() {
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 fn run(cli: Cli) -> Result<(), MainError> {
@@ -139,6 +155,7 @@ fn run(cli: Cli) -> Result<(), MainError> {
         export::check_inherited(fd)?;
     }
     session::sigbus::install()?;
+    survive_file_size_limit();
     // Before the container is opened: a signal during the start must end the daemon properly too.
     let signals = Signals::new([SIGTERM, SIGINT])?;
     raise_descriptor_limit();
@@ -157,7 +174,12 @@ fn run(cli: Cli) -> Result<(), MainError> {
     }
     let served = wanted_exports(&cli, &container).and_then(|exports| {
         let daemon = Daemon::new(container.clone(), disk)?;
-        serve_until_shutdown(&daemon, signals, exports, control.as_deref(), mode)
+        serve_until_shutdown(
+            &daemon,
+            signals,
+            exports,
+            &Serving { control: control.as_deref(), mode, marks: cli.space_warning },
+        )
     });
     // Also after a failed start: what was opened is closed cleanly.
     let closed = if mode == OpenMode::ReadWrite { container.close().map_err(in_container) } else { Ok(()) };
@@ -182,7 +204,14 @@ fn wanted_exports(cli: &Cli, container: &Container) -> Result<Vec<ExportConfig>,
             (None, volumes) => return Err(MainError::WhichVolume { option, count: volumes.len() }),
         };
         let access = Access::ReadWrite;
-        exports.push(ExportConfig { id: volume.clone(), volume, socket, access, num_queues: MAX_QUEUES });
+        exports.push(ExportConfig {
+            id: volume.clone(),
+            volume,
+            socket,
+            access,
+            num_queues: MAX_QUEUES,
+            on_enospc: OnNoSpace::Report,
+        });
     }
     if conventions.read_only {
         exports.iter_mut().for_each(|export| export.access = Access::ReadOnly);
@@ -190,12 +219,21 @@ fn wanted_exports(cli: &Cli, container: &Container) -> Result<Vec<ExportConfig>,
     Ok(exports)
 }
 
+/// How to serve.
+struct Serving<'a> {
+    /// Where to make the control socket.
+    control: Option<&'a Path>,
+    /// How the container is open.
+    mode: OpenMode,
+    /// When to warn of a lack of space.
+    marks: space::Marks,
+}
+
 fn serve_until_shutdown(
     daemon: &Arc<Daemon>,
     mut signals: Signals,
     exports: Vec<ExportConfig>,
-    control: Option<&Path>,
-    mode: OpenMode,
+    serving: &Serving<'_>,
 ) -> Result<(), MainError> {
     let signals_handle = signals.handle();
     let its_daemon = Arc::clone(daemon);
@@ -205,12 +243,12 @@ fn serve_until_shutdown(
             its_daemon.request_shutdown();
         }
     })?;
-    let maintenance = match mode {
-        OpenMode::ReadWrite => Some(jobs::Maintenance::start(daemon.container().clone())?),
+    let maintenance = match serving.mode {
+        OpenMode::ReadWrite => Some(jobs::Maintenance::start(daemon, serving.marks.clone())?),
         OpenMode::ReadOnly => None,
     };
     let mut server = None;
-    let served = start_serving(daemon, exports, control, &mut server);
+    let served = start_serving(daemon, exports, serving.control, &mut server);
     if served.is_ok() {
         daemon.wait_for_shutdown();
     }

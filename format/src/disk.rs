@@ -29,6 +29,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Returns when all writes that completed before the call are durable.
     fn sync(&self) -> io::Result<()>;
 
+    /// Bytes by which the disk can still grow, as far as the store can tell now; `None` if it cannot.
+    fn room(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Makes the disk at least `len` bytes long, with space allocated where the store can do that. New bytes read as
     /// zeros.
     fn grow(&self, len: u64) -> io::Result<()>;

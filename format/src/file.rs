@@ -299,6 +299,18 @@ impl Disk for FileDisk {
         self.file.sync_data()
     }
 
+    fn room(&self) -> io::Result<Option<u64>> {
+        let file_system = rustix::fs::fstatvfs(&self.file)?;
+        if file_system.f_blocks == 0 {
+            return Ok(None); // a file system without a size
+        }
+        let metadata = self.file.metadata()?;
+        // Holes of the file will take their part of what is free.
+        let holes = metadata.len().saturating_sub(metadata.blocks().saturating_mul(512));
+        let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
+        Ok(Some(free.saturating_sub(holes)))
+    }
+
     fn grow(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         if len <= old {

@@ -23,7 +23,7 @@ mod volume;
 
 pub use container::{
     Container, ContainerInfo, CreateOptions, Flush, FlushStep, JournalAppend, LayerInfo, Maintained, OpenMode, Origin,
-    PendingCopy, VolumeInfo, VolumeState,
+    PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

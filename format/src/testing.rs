@@ -226,6 +226,11 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn room(&self) -> io::Result<Option<u64>> {
+        let inner = self.lock();
+        Ok(inner.limit.map(|limit| limit.saturating_sub(inner.len)))
+    }
+
     fn grow(&self, len: u64) -> io::Result<()> {
         let mut inner = self.lock();
         inner.check(Fault::Grow)?;

@@ -16,8 +16,9 @@ use super::args::Args;
 use super::hub::Hub;
 use super::protocol::{ErrorClass, Failure, Request, version};
 use super::target::{Refusal, RefusalKind, Target};
-use crate::config::{Access, ExportConfig, MAX_QUEUES, SocketSource};
+use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace, SocketSource};
 use crate::daemon::WhenConnected;
+use crate::space::SpaceUse;
 
 /// Longest id of an export in bytes.
 const EXPORT_ID_LIMIT_BYTES: usize = 127;
@@ -153,6 +154,8 @@ fn query_block_exports(context: &Context, args: Args) -> Result<Done, Failure> {
             "x-pitstop-connected": export.connected,
             "x-pitstop-writable": export.writable,
             "x-pitstop-num-queues": export.num_queues,
+            "x-pitstop-on-enospc": export.on_enospc.word(),
+            "x-pitstop-starved": export.starved,
             "x-pitstop-socket": export.socket.map(|path| path.to_string_lossy().into_owned()),
         })
     });
@@ -169,6 +172,7 @@ fn block_export_add(context: &Context, mut args: Args) -> Result<Done, Failure> 
     let path = addr.string("path")?;
     addr.finish()?;
     let num_queues = args.optional_u16("num-queues")?.unwrap_or(MAX_QUEUES);
+    let on_enospc = args.optional_choice("x-pitstop-on-enospc", &OnNoSpace::WORDS)?.unwrap_or_default();
     args.finish()?;
     if id.is_empty() || id.len() > EXPORT_ID_LIMIT_BYTES || id.chars().any(char::is_control) {
         return Err(Failure::generic("Invalid block export id"));
@@ -180,7 +184,7 @@ fn block_export_add(context: &Context, mut args: Args) -> Result<Done, Failure> 
         return Err(Failure::generic("num-queues must be greater than 0"));
     }
     let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
-    let config = ExportConfig { id, volume, socket: SocketSource::Path(path.into()), access, num_queues };
+    let config = ExportConfig { id, volume, socket: SocketSource::Path(path.into()), access, num_queues, on_enospc };
     context.target.add_export(config).map_err(as_generic)?;
     Ok(nothing())
 }
@@ -197,10 +201,24 @@ fn query_container(context: &Context, args: Args) -> Result<Done, Failure> {
     args.finish()?;
     let container = context.target.container();
     let mut info = to_value(&container.info())?;
-    if let (Some(why), Some(members)) = (container.failure(), info.as_object_mut()) {
-        members.insert("failure".to_owned(), why.into());
+    if let Some(members) = info.as_object_mut() {
+        members.insert("space".to_owned(), space(context)?);
+        if let Some(why) = container.failure() {
+            members.insert("failure".to_owned(), why.into());
+        }
     }
     Ok(Done::Return(info))
+}
+
+/// The room that the container has (CTL-52).
+fn space(context: &Context) -> Result<Value, Failure> {
+    let space = context.target.container().space().map_err(|error| Failure::generic(error.to_string()))?;
+    let space = SpaceUse::from(space);
+    Ok(json!({
+        "available-bytes": space.available_bytes,
+        "used-percent": space.used_percent,
+        "warning": context.target.space_mark(),
+    }))
 }
 
 fn query_layers(context: &Context, args: Args) -> Result<Done, Failure> {

@@ -22,6 +22,7 @@ use super::protocol::Failure;
 use super::session::{self, Link};
 use super::target::Target;
 use crate::daemon::Event;
+use crate::trouble::{Action, Operation};
 
 /// How long clients have to take their last messages when the server ends.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
@@ -190,6 +191,36 @@ impl Forwarder {
         match event {
             Event::ExportAdded { id } => self.hub.broadcast("X_PITSTOP_BLOCK_EXPORT_ADDED", json!({"id": id})),
             Event::ExportDeleted { id } => self.hub.broadcast("BLOCK_EXPORT_DELETED", json!({"id": id})),
+            Event::IoError { id, volume, operation, action, no_space, reason } => {
+                let data = json!({
+                    "device": id,
+                    "node-name": volume,
+                    "operation": match operation {
+                        Operation::Read => "read",
+                        Operation::Write => "write",
+                    },
+                    "action": match action {
+                        Action::Report => "report",
+                        Action::Stop => "stop",
+                    },
+                    "nospace": no_space,
+                    "reason": reason,
+                });
+                self.hub.broadcast("BLOCK_IO_ERROR", data);
+            }
+            Event::ExportResumed { id } => self.hub.broadcast("X_PITSTOP_BLOCK_EXPORT_RESUMED", json!({"id": id})),
+            Event::ContainerFailed { reason } => {
+                self.hub.broadcast("X_PITSTOP_CONTAINER_FAILED", json!({"reason": reason}));
+            }
+            Event::SpaceWarning { mark, space } => {
+                let (percent, bytes) = (space.used_percent, space.available_bytes);
+                let data = json!({"mark": mark, "used-percent": percent, "available-bytes": bytes});
+                self.hub.broadcast("X_PITSTOP_SPACE_WARNING", data);
+            }
+            Event::SpaceOk { space } => {
+                let data = json!({"used-percent": space.used_percent, "available-bytes": space.available_bytes});
+                self.hub.broadcast("X_PITSTOP_SPACE_OK", data);
+            }
             Event::Shutdown => {
                 let reason = self.context.shutdown_reason();
                 self.hub.broadcast("SHUTDOWN", json!({"guest": false, "reason": reason}));

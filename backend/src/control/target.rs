@@ -35,6 +35,8 @@ pub(crate) type Result<T> = std::result::Result<T, Refusal>;
 pub(crate) trait Target: Send + Sync {
     /// The container that is served; used for questions only.
     fn container(&self) -> &Container;
+    /// The mark of the container's use of space that has been reached, in percent.
+    fn space_mark(&self) -> Option<u8>;
     /// All exports.
     fn exports(&self) -> Vec<ExportStatus>;
     /// Starts serving a volume; when this returns, its socket accepts connections.
@@ -78,6 +80,10 @@ impl From<DaemonError> for Refusal {
 impl Target for Daemon {
     fn container(&self) -> &Container {
         self.container()
+    }
+
+    fn space_mark(&self) -> Option<u8> {
+        self.space_mark().get()
     }
 
     fn exports(&self) -> Vec<ExportStatus> {

@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Access;
 use crate::session::memory::GuestMap;
+use crate::trouble::Trouble;
 use crate::virtio::ring::SplitRing;
 use wake::Signal;
 use worker::Worker;
@@ -108,6 +109,8 @@ pub(crate) struct QueueSetup {
     pub(crate) access: Access,
     /// When a write may complete.
     pub(crate) durability: Durability,
+    /// What the storage does to the export's requests.
+    pub(crate) trouble: Arc<Trouble>,
     /// Told when the queue fails and the session must end.
     pub(crate) failure: Arc<EventFd>,
 }

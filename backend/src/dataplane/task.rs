@@ -19,6 +19,7 @@ use vm_memory::GuestAddress;
 use super::Durability;
 use super::buffers::{AlignedBuf, HostBuffer, MAX_ZEROS_LEN, cut_zeros};
 use super::transfer::{Finished, Kind, Transfers};
+use crate::trouble::Operation;
 use crate::virtio::request::RequestError;
 
 /// What a request wants.
@@ -65,6 +66,8 @@ pub(crate) struct Task {
     page: Option<AlignedBuf>,
     /// The result of a sync or append, for the flush.
     flush_result: Option<io::Result<()>>,
+    /// The lack of space for which it waits, or has waited.
+    starved_by: Option<RequestError>,
 }
 
 /// What a task needs to go on.
@@ -101,7 +104,30 @@ impl Task {
             failure: None,
             page: None,
             flush_result: None,
+            starved_by: None,
         }
+    }
+
+    /// What the request does to the disk.
+    pub(crate) fn operation(&self) -> Operation {
+        match self.work {
+            Work::Read { .. } => Operation::Read,
+            Work::Write { .. } | Work::Zero { .. } | Work::Flush => Operation::Write,
+        }
+    }
+
+    /// Puts a request that ended for lack of space back to its planning; `true` if it had not waited before. It keeps no
+    /// ticket, so that nothing waits for it (VOL-21).
+    pub(crate) fn starve(&mut self, error: RequestError) -> bool {
+        assert!(self.pending == 0 && self.failure.is_none(), "a request under way cannot wait for space");
+        self.stage = Stage::Planning;
+        self.page = None;
+        self.starved_by.replace(error).is_none()
+    }
+
+    /// The lack of space for which it waits, or has waited.
+    pub(crate) fn take_starved_by(&mut self) -> Option<RequestError> {
+        self.starved_by.take()
     }
 
     /// Takes the end of one of the task's transfers; `true` if it was the last.

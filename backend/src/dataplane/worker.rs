@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use io_uring::opcode;
-use io_uring::types::Fd;
+use io_uring::types::{Fd, Timespec};
+use io_uring::{opcode, squeue};
 use pitstop_format::{ReadPlan, ZeroKind};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -25,8 +25,9 @@ use super::task::{Advance, Context, Task, Tasks, Work};
 use super::transfer::Transfers;
 use super::wake::Signal;
 use super::{CallSlot, DataDisk, Durability, QueueSetup};
-use crate::config::Access;
+use crate::config::{Access, OnNoSpace};
 use crate::session::memory::GuestMap;
+use crate::trouble::{Operation, Trouble, is_no_space};
 use crate::virtio::chain::{Chain, Table};
 use crate::virtio::request::{BlockRequest, ID_LEN, RequestError, parse, total_len};
 use crate::virtio::ring::SplitRing;
@@ -36,6 +37,7 @@ use crate::virtio::status::{is_guests_fault, status_byte};
 const KICK: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 const CALL: u64 = u64::MAX - 2;
+const TIMER: u64 = u64::MAX - 3;
 
 /// Most heads taken in one turn, and most bytes of data they may carry: between turns answers become visible,
 /// completions are taken and a stop is seen, whatever the guest offers.
@@ -43,6 +45,10 @@ const MAX_TURN_HEADS: usize = 64;
 const MAX_TURN_LEN: u64 = 4 << 20;
 /// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
 const MAX_TRANSFERS: usize = 4096;
+
+/// How long requests that wait for space wait between two plans (VOL-21). A timer, because the storage tells nobody
+/// when it has room again.
+static STARVED_PERIOD: Timespec = Timespec::new().nsec(200_000_000);
 
 /// What an eventfd is signalled with.
 static ONE: u64 = 1;
@@ -54,6 +60,10 @@ pub(crate) struct Worker {
     tasks: Tasks,
     /// Tasks that wait to be woken, oldest first.
     parked: Vec<usize>,
+    /// Tasks that wait for space, oldest first.
+    starved: Vec<usize>,
+    timer_armed: bool,
+    trouble: Arc<Trouble>,
     ring: SplitRing,
     chain: Chain,
     map: Arc<GuestMap>,
@@ -87,6 +97,9 @@ impl Worker {
             transfers: Transfers::new(disk)?,
             tasks: Tasks::default(),
             parked: Vec::new(),
+            starved: Vec::new(),
+            timer_armed: false,
+            trouble: setup.trouble,
             ring: setup.ring,
             chain: Chain::default(),
             map: setup.map,
@@ -125,8 +138,13 @@ impl Worker {
                 self.call_again |= self.call.take_replaced();
             }
             let stopping = self.failed || self.signal.is_stopping();
-            if !stopping {
+            if stopping {
+                self.give_up_starved();
+            } else {
                 worked |= self.take_heads();
+            }
+            if !self.starved.is_empty() && !self.timer_armed {
+                self.timer_armed = self.push(opcode::Timeout::new(&raw const STARVED_PERIOD).build().user_data(TIMER));
             }
             self.publish();
             if let Err(error) = self.transfers.submit() {
@@ -182,8 +200,12 @@ impl Worker {
 
     /// Lets the ring report once that `fd` is readable.
     fn arm(&mut self, fd: i32, user_data: u64) -> bool {
-        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).build().user_data(user_data);
-        // SAFETY: the entry names no memory, and both descriptors are open for as long as the worker.
+        self.push(opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).build().user_data(user_data))
+    }
+
+    /// Pushes a poll or the timer; `false` if there is no room now.
+    fn push(&mut self, entry: squeue::Entry) -> bool {
+        // SAFETY: the entry names no memory but a static, and both descriptors are open for as long as the worker.
         match unsafe { self.transfers.ring().push(&entry) } {
             Ok(pushed) => pushed,
             Err(error) => abandon(&self.name, &error),
@@ -203,6 +225,10 @@ impl Worker {
                 BELL => {
                     self.bell_armed = false;
                     self.signal.silence();
+                }
+                TIMER => {
+                    self.timer_armed = false;
+                    self.retry_starved();
                 }
                 CALL => self.called(),
                 id => {
@@ -243,6 +269,23 @@ impl Worker {
             self.advance(id);
         }
         any
+    }
+
+    /// Plans those that wait for space again.
+    fn retry_starved(&mut self) {
+        for id in std::mem::take(&mut self.starved) {
+            self.advance(id);
+        }
+    }
+
+    /// The queue stops: nobody may be left behind (VOL-22).
+    fn give_up_starved(&mut self) {
+        for id in std::mem::take(&mut self.starved) {
+            if let Some(error) = self.tasks.get_mut(id).take_starved_by() {
+                self.trouble.no_longer_starves();
+                self.end(id, Err(error));
+            }
+        }
     }
 
     fn take_heads(&mut self) -> bool {
@@ -345,24 +388,50 @@ impl Worker {
         match self.tasks.get_mut(id).advance(id, &mut context) {
             Advance::Waits => {}
             Advance::Parked => self.parked.push(id),
+            Advance::Ended(Err(error)) if self.trouble.policy() == OnNoSpace::Stop && is_no_space(&error) => {
+                let text = error.to_string();
+                if self.tasks.get_mut(id).starve(error) {
+                    self.trouble.starves(&text);
+                }
+                self.starved.push(id);
+            }
             Advance::Ended(result) => {
-                let task = self.tasks.remove(id);
-                self.answer(task.head, task.status, result.map(|()| task.data_len));
+                if self.tasks.get_mut(id).take_starved_by().is_some() {
+                    self.trouble.no_longer_starves();
+                }
+                self.end(id, result);
             }
         }
     }
 
+    /// The request of a task has ended.
+    fn end(&mut self, id: usize, result: Result<(), RequestError>) {
+        let task = self.tasks.remove(id);
+        if let Err(error) = &result {
+            self.tell(error, task.operation());
+        }
+        self.answer(task.head, task.status, result.map(|()| task.data_len));
+    }
+
+    /// Tells of a request that failed, unless it is the guest's own doing or there have been too many.
+    fn tell(&mut self, error: &RequestError, operation: Operation) {
+        if is_guests_fault(error) {
+            return;
+        }
+        let Some(kept_back) = self.failures.failed(Instant::now()) else { return };
+        match kept_back {
+            0 => log::warn!("{}: request failed: {error}", self.name),
+            more => log::warn!("{}: request failed: {error} ({more} more failed before)", self.name),
+        }
+        self.trouble.failed(operation, error);
+    }
+
     /// Writes the status and gives the chain back.
     fn answer(&mut self, head: u16, status: GuestAddress, outcome: Result<u32, RequestError>) {
-        if let Err(error) = &outcome {
-            if is_guests_fault(error) {
-                log::debug!("{}: {error}", self.name);
-            } else if let Some(kept_back) = self.failures.failed(Instant::now()) {
-                match kept_back {
-                    0 => log::warn!("{}: request failed: {error}", self.name),
-                    more => log::warn!("{}: request failed: {error} ({more} more failed before)", self.name),
-                }
-            }
+        if let Err(error) = &outcome
+            && is_guests_fault(error)
+        {
+            log::debug!("{}: {error}", self.name);
         }
         let written = match self.map.memory().write_obj(status_byte(&outcome), status) {
             Ok(()) => outcome.unwrap_or(0).saturating_add(1),

@@ -29,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Access;
 use crate::dataplane::{DataDisk, Durability, prepare_eventfd};
+use crate::trouble::Trouble;
 use crate::virtio::config_space::{self, DiskShape, WriteCache};
 use memory::{GuestMap, MAX_REGIONS, MemoryError};
 pub(crate) use queue::QueueError;
@@ -52,6 +53,8 @@ pub(crate) struct Served {
     /// Whether the export's write cache is off. Outlives resets and sessions: front ends answer the guest from their own
     /// copy of the configuration space and do not send it again.
     pub(crate) write_through: Arc<AtomicBool>,
+    /// What the storage does to the export's requests.
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 /// Why a message is refused; the session ends.

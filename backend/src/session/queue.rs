@@ -194,6 +194,7 @@ impl Queue {
             volume: run.served.volume.clone(),
             access: run.served.access,
             durability: run.durability,
+            trouble: Arc::clone(&run.served.trouble),
             failure: Arc::clone(run.failure),
         };
         self.running = Some(QueueHandle::start(setup)?);

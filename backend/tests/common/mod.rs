@@ -91,10 +91,17 @@ impl Place {
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         let daemon = Daemon::start(&arguments);
         for volume in volumes {
-            wait_until("socket", || self.path(volume).exists());
+            wait_until("socket", || is_listened_on(&self.path(volume)));
         }
         daemon
     }
+}
+
+/// Whether somebody listens at `path`: its file is there a little earlier.
+pub fn is_listened_on(path: &Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // Number, references, protocol, flags, type, state, inode, path; the flag is that of a listener.
+    sockets.lines().any(|line| line.ends_with(text(path)) && line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 /// A folder on a real file system, so that direct I/O is tested where there is any.
@@ -110,6 +117,17 @@ pub struct Daemon {
 impl Daemon {
     pub fn start(arguments: &[String]) -> Self {
         Daemon { child: spawn(command().args(arguments)) }
+    }
+
+    /// Its messages go into the file `log`.
+    pub fn start_logged(arguments: &[String], log: &Path) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        Daemon { child: spawn(command().args(arguments).stderr(log)) }
+    }
+
+    /// Whatever `command` starts.
+    pub fn of(command: &mut Command) -> Self {
+        Daemon { child: spawn(command) }
     }
 
     pub fn pid(&self) -> u32 {

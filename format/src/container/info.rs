@@ -41,6 +41,17 @@ pub struct ContainerInfo {
     pub created_unix_ns: i64,
 }
 
+/// The room that a container has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceInfo {
+    /// Bytes in slabs that hold something, metadata included.
+    pub used_bytes: u64,
+    /// Bytes in slabs that hold nothing, those on their way to being free included.
+    pub free_bytes: u64,
+    /// Bytes by which the file can still grow, if that is known.
+    pub room_bytes: Option<u64>,
+}
+
 /// Whether all data of a volume is in layers of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -189,6 +200,17 @@ impl Container {
             generation: state.superblock.generation,
             created_unix_ns: state.superblock.created_ns,
         }
+    }
+
+    /// The room that the container has, and that the disk under it can still give.
+    ///
+    /// Errors: the disk cannot tell.
+    pub fn space(&self) -> Result<SpaceInfo> {
+        let room_bytes = self.shared.disk.room().map_err(Error::io("cannot see how much space is left"))?;
+        let state = self.shared.lock();
+        let free = state.alloc.free_count() + state.alloc.limbo_count();
+        let used = state.alloc.slab_count() - free;
+        Ok(SpaceInfo { used_bytes: used * SLAB_LEN, free_bytes: free * SLAB_LEN, room_bytes })
     }
 
     /// All volumes, by name.

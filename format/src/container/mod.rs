@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use create::CreateOptions;
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
-pub use info::{ContainerInfo, LayerInfo, Origin, VolumeInfo, VolumeState};
+pub use info::{ContainerInfo, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
 pub use ops::PendingCopy;
 

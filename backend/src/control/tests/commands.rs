@@ -171,20 +171,25 @@ fn every_command_refuses_an_unexpected_argument() {
     assert_eq!(bench.volume_names(), ["golden"]);
 }
 
-/// CTL-32 to CTL-34
+/// CTL-32 to CTL-34, CTL-50, CTL-51
 #[test]
 fn exports_are_added_listed_and_deleted() {
     let bench = Bench::new();
     assert_eq!(bench.run("block-export-add", add_arguments("a")), Ok(json!({})));
-    let arguments = with(add_arguments("busy"), json!({"writable": true, "num-queues": 3}));
+    let arguments =
+        with(add_arguments("busy"), json!({"writable": true, "num-queues": 3, "x-pitstop-on-enospc": "stop"}));
     assert_eq!(bench.run("block-export-add", arguments), Ok(json!({})));
     let exports = bench.target_exports();
+    assert_eq!(exports[1]["x-pitstop-on-enospc"], "stop");
+    let wrong = with(add_arguments("b"), json!({"x-pitstop-on-enospc": "wait"}));
+    let text = "Parameter 'x-pitstop-on-enospc' does not accept value 'wait'";
+    assert_eq!(bench.fails("block-export-add", wrong), Failure::generic(text));
     assert_eq!(
         exports[0],
         json!({
             "id": "a", "type": "vhost-user-blk", "node-name": "golden", "shutting-down": false,
             "x-pitstop-connected": false, "x-pitstop-writable": false, "x-pitstop-num-queues": 64,
-            "x-pitstop-socket": "/run/x.sock",
+            "x-pitstop-socket": "/run/x.sock", "x-pitstop-on-enospc": "report", "x-pitstop-starved": 0,
         })
     );
     assert_eq!(exports[1]["x-pitstop-writable"], true);
@@ -246,12 +251,16 @@ fn volumes_are_created_listed_renamed_and_deleted() {
     }
 }
 
-/// CTL-35: the objects are those that the container's own types print.
+/// CTL-35, CTL-52: the objects are those that the container's own types print.
 #[test]
 fn queries_return_what_the_container_tells() {
     let bench = Bench::new();
     let container = bench.context.target.container();
-    let info = bench.run("x-pitstop-query-container", json!({})).unwrap();
+    let mut info = bench.run("x-pitstop-query-container", json!({})).unwrap();
+    let space = info.as_object_mut().unwrap().remove("space").unwrap();
+    let free = container.space().unwrap().free_bytes;
+    assert!(space["available-bytes"].as_u64().unwrap() >= free && space["used-percent"].as_u64().unwrap() <= 100);
+    assert_eq!(space["warning"], 80);
     assert_eq!(info, serde_json::to_value(container.info()).unwrap());
     let layers = bench.run("x-pitstop-query-layers", json!({})).unwrap();
     assert_eq!(layers, serde_json::to_value(container.layers()).unwrap());

@@ -84,6 +84,10 @@ impl Target for FakeTarget {
         &self.container
     }
 
+    fn space_mark(&self) -> Option<u8> {
+        Some(80)
+    }
+
     fn exports(&self) -> Vec<ExportStatus> {
         let status = |export: &ExportConfig| ExportStatus {
             id: export.id.clone(),
@@ -92,6 +96,8 @@ impl Target for FakeTarget {
             writable: export.access == Access::ReadWrite,
             num_queues: export.num_queues,
             connected: is_connected(export),
+            on_enospc: export.on_enospc,
+            starved: 0,
         };
         self.exports.lock().unwrap().iter().map(status).collect()
     }

@@ -1,0 +1,536 @@
+//! What guests, clients and the log see when the storage fails or is full (promises 1 to 4, VOL-8, VOL-20 to VOL-22,
+//! JNL-14): an unmodified `pitstopd` on a file system whose requests fail on demand (`common/faulty.rs`).
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
+mod common;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::client::{Client, DATA_START, Style, T_FLUSH, T_IN, T_OUT};
+use common::faulty::{Fault, FaultyFs, Grain, Op};
+use common::{Daemon, Place, Qmp, Random, text, wait_until};
+use pitstop_format::FileDisk;
+use pitstop_format::OpenMode;
+use pitstop_format::check::{Outcome, check};
+use serde_json::json;
+use vhost::VhostBackend;
+use vm_memory::{Bytes, GuestAddress};
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+/// Journal of a new container; data lies behind it.
+const JOURNAL: Range<u64> = 3 << 18..(3 << 18) + (64 << 20);
+const DATA: Range<u64> = JOURNAL.end..u64::MAX;
+
+/// A daemon that serves `v` and `w` from the faulty file system.
+struct Scene {
+    daemon: Option<Daemon>,
+    fs: FaultyFs,
+    place: Place,
+    more: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    /// Exports with more options: `,KEY=VALUE`.
+    fn with(more: &str) -> Self {
+        let place = Place::with_volumes(&["v", "w"]);
+        let fs = FaultyFs::mount(&place.path("mounted"), &place.container(), Grain::Sector);
+        let mut scene = Scene { daemon: None, fs, place, more: more.to_owned() };
+        scene.start();
+        scene
+    }
+
+    fn start(&mut self) {
+        let mut arguments = vec![text(&self.fs.file()).to_owned()];
+        arguments.extend(["--control".to_owned(), text(&self.control()).to_owned()]);
+        for volume in ["v", "w"] {
+            arguments.push("--export".to_owned());
+            arguments.push(format!("volume={volume},socket={}{}", text(&self.place.path(volume)), self.more));
+        }
+        self.daemon = Some(Daemon::start_logged(&arguments, &self.place.path("log")));
+        wait_until("control socket", || self.control().exists());
+    }
+
+    fn control(&self) -> PathBuf {
+        self.place.path("control")
+    }
+
+    fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.control())
+    }
+
+    fn guest(&self, volume: &str) -> Client {
+        Client::connect(&self.place.path(volume), Style::PLAIN)
+    }
+
+    fn wait_for_log(&self, part: &str) {
+        let path = self.place.path("log");
+        wait_until(part, || std::fs::read_to_string(&path).unwrap().contains(part));
+    }
+
+    /// Ends the daemon, which must have survived all this.
+    fn stop(&mut self) {
+        assert_eq!(self.daemon.take().unwrap().terminate().code(), Some(0));
+    }
+
+    fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Ends the daemon; the container must be sound.
+    fn end(mut self) {
+        self.stop();
+        self.check();
+    }
+
+    fn check(&self) {
+        common::alone_with_container(|| {
+            let disk = FileDisk::open(&self.place.container(), OpenMode::ReadOnly).unwrap();
+            let report = check(&*disk).unwrap();
+            assert_eq!(report.outcome(), Outcome::Clean, "{:?}", report.findings);
+        });
+    }
+}
+
+fn status(guest: &mut Client, kind: u32, offset: u64, data: &mut [u8]) -> u8 {
+    guest.request(kind, offset / 512, data).status
+}
+
+fn writes(guest: &mut Client, offset: u64, byte: u8, len: usize) -> u8 {
+    status(guest, T_OUT, offset, &mut vec![byte; len])
+}
+
+// rule: VOL-20
+#[test]
+fn a_read_error_fails_that_read_alone() {
+    let scene = Scene::new();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    v.write(0, &[1; 65536]);
+    w.write(0, &[2; 65536]);
+    let qmp = &mut scene.qmp();
+    scene.fs.fail(&[Fault { times: 1, ..Fault::every(Op::Read, libc::EIO) }]);
+    assert_eq!(status(&mut v, T_IN, 0, &mut [0; 4096]), IOERR);
+    let event = qmp.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["device"], &event["operation"]), (&json!("v"), &json!("read")));
+    assert_eq!((&event["action"], &event["nospace"]), (&json!("report"), &json!(false)));
+    scene.wait_for_log("request failed");
+    assert!(v.read(0, 65536) == [1; 65536] && w.read(0, 65536) == [2; 65536]);
+    assert_eq!(scene.fs.failed(), 1);
+    v.flush();
+    scene.end();
+}
+
+// rule: VOL-20, VOL-7
+#[test]
+fn a_write_error_fails_that_write_alone() {
+    let scene = Scene::new();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    w.write(0, &[2; 8192]);
+    scene.fs.fail(&[Fault { range: DATA, ..Fault::every(Op::Write, libc::EIO) }]);
+    assert_eq!(writes(&mut v, 0, 1, 8192), IOERR, "a first write");
+    assert_eq!(writes(&mut v, 8192, 1, 512), IOERR, "a part of a block");
+    assert_eq!(writes(&mut w, 0, 3, 4096), IOERR, "an overwrite");
+    assert!(v.read(0, 16384) == [0; 16384], "blocks that were absent stay so");
+    assert!(w.read(4096, 4096) == [2; 4096]);
+    v.flush();
+    scene.fs.fail(&[]);
+    let overwritten = w.read(0, 4096);
+    assert!(overwritten.chunks(512).all(|sector| sector == [2; 512] || sector == [3; 512]));
+    v.write(0, &[4; 8192]);
+    v.write(8192, &[5; 512]);
+    assert!(v.read(0, 8192) == [4; 8192] && v.read(8192, 512) == [5; 512] && v.read(8704, 3584) == [0; 3584]);
+    w.flush();
+    scene.end();
+}
+
+// rule: VOL-20
+#[test]
+fn errors_of_pages_and_of_the_rest_of_a_block_fail_that_request_alone() {
+    let mut scene = Scene::new();
+    let mut v = scene.guest("v");
+    v.write(0, &[1; 8192]);
+    v.flush();
+    drop(v);
+    scene.qmp().order("x-pitstop-snapshot", json!({"source": "v", "name": "copy"}));
+    scene.restart();
+    let mut v = scene.guest("v");
+    // Nothing is in memory yet: the table page of what lies below is read first, then the block to complete.
+    for after in 0..2 {
+        scene.fs.fail(&[Fault { after, times: 1, ..Fault::every(Op::Read, libc::EIO) }]);
+        assert_eq!(writes(&mut v, 512, 3, 512), IOERR, "after {after} reads");
+        assert_eq!(scene.fs.failed(), 1);
+    }
+    v.write(512, &[4; 512]);
+    assert!(v.read(0, 8192) == [&[1; 512][..], &[4; 512], &[1; 7168]].concat());
+    scene.end();
+}
+
+/// A failed sync or journal write: from then on nothing can be promised, until the container is opened again.
+fn fails_the_container(fault: Fault, reason: &str) {
+    let mut scene = Scene::new();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    v.write(0, &[1; 8192]);
+    w.write(0, &[1; 8192]);
+    v.flush();
+    w.flush();
+    v.write(4096, &[2; 8192]);
+    let mut qmp = scene.qmp();
+    scene.fs.fail(&[fault]);
+    assert_eq!(status(&mut v, T_FLUSH, 0, &mut []), IOERR);
+    scene.fs.fail(&[]);
+    // The storage is well again, but what it lost is unknown.
+    assert_eq!(status(&mut v, T_FLUSH, 0, &mut []), IOERR);
+    assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), IOERR, "the container is one");
+    assert_eq!(writes(&mut w, 65536, 3, 4096), IOERR);
+    assert!(w.read(0, 8192) == [1; 8192], "reads go on");
+    assert!(qmp.event("X_PITSTOP_CONTAINER_FAILED")["reason"].as_str().unwrap().contains(reason));
+    let info = qmp.order("x-pitstop-query-container", json!({}));
+    assert!(info["failure"].as_str().unwrap().contains(reason), "{info}");
+    let why = qmp.refused("x-pitstop-snapshot", json!({"source": "w", "name": "late"}));
+    assert!(why.contains("has failed") && why.contains("open it again"), "{why}");
+    scene.wait_for_log("end this daemon and start it again");
+    drop((v, w, qmp));
+    // An orderly end is not possible any more, and says so.
+    let status = scene.daemon.take().unwrap().terminate();
+    assert_eq!(status.code(), Some(1));
+    scene.check();
+    scene.start();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    assert!(v.read(0, 4096) == [1; 4096] && w.read(0, 8192) == [1; 8192], "what was flushed is there");
+    let rewritten = v.read(4096, 4096);
+    assert!(rewritten.chunks(512).all(|sector| sector == [1; 512] || sector == [2; 512]));
+    v.write(65536, &[4; 4096]);
+    v.flush();
+    scene.end();
+}
+
+// rule: JNL-14
+#[test]
+fn a_failed_sync_fails_the_container_until_it_is_opened_again() {
+    fails_the_container(Fault { times: 1, ..Fault::every(Op::Sync, libc::EIO) }, "sync failed");
+}
+
+// rule: JNL-14
+#[test]
+fn a_failed_journal_write_fails_the_container_until_it_is_opened_again() {
+    let journal = Fault { range: JOURNAL, times: 1, ..Fault::every(Op::Write, libc::ENOSPC) };
+    fails_the_container(journal, "journal write failed");
+}
+
+/// Fills `v` from its beginning with blocks of 256 KiB until a write is not answered well, or not at all within a
+/// second; returns where, and the answer.
+fn fill_up(guest: &mut Client) -> (u64, Option<u8>) {
+    for offset in (0..common::VOLUME_LEN).step_by(256 << 10) {
+        guest.mem.write_slice(&[7; 256 << 10], GuestAddress(DATA_START)).unwrap();
+        guest.queues[0].submit(T_OUT, offset / 512, &[(DATA_START, 256 << 10)]);
+        let since = Instant::now();
+        let done = loop {
+            if let Some(done) = guest.queues[0].take_done() {
+                break Some(done.status);
+            }
+            if since.elapsed() > Duration::from_secs(3) {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if done != Some(OK) {
+            return (offset, done);
+        }
+    }
+    panic!("the file system did not become full");
+}
+
+// rule: VOL-8, VOL-20
+#[test]
+fn a_full_file_system_fails_first_writes_alone_and_passes() {
+    let scene = Scene::new();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    w.write(0, &[2; 4096]);
+    let mut qmp = scene.qmp();
+    scene.fs.set_capacity(scene.fs.file_len());
+    let (offset, answer) = fill_up(&mut v);
+    assert_eq!(answer, Some(IOERR));
+    let event = qmp.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["nospace"], &event["action"]), (&json!(true), &json!("report")));
+    assert!(event["reason"].as_str().unwrap().contains("no space left in the container"), "{event}");
+    w.write(0, &[3; 4096]);
+    v.write(0, &[8; 4096]);
+    v.flush();
+    assert!(v.read(4096, 4096) == [7; 4096] && w.read(0, 4096) == [3; 4096]);
+    qmp.order("x-pitstop-snapshot", json!({"source": "w", "name": "copy"}));
+    scene.fs.set_capacity(u64::MAX);
+    wait_until("growth", || writes(&mut v, offset, 9, 4096) == OK);
+    v.flush();
+    scene.end();
+}
+
+// rule: VOL-8
+#[test]
+fn a_limit_on_file_sizes_is_a_full_file_system() {
+    let place = Place::with_volumes(&["v"]);
+    let limit = std::fs::metadata(place.container()).unwrap().len();
+    let mut command = std::process::Command::new("prlimit");
+    command.args([&format!("--fsize={limit}"), env!("CARGO_BIN_EXE_pitstopd"), text(&place.container())]);
+    command.args(["--export", &format!("volume=v,socket={}", text(&place.path("v")))]);
+    let daemon = Daemon::of(command.stdin(Stdio::null()));
+    wait_until("socket", || common::is_listened_on(&place.path("v")));
+    let mut v = Client::connect(&place.path("v"), Style::PLAIN);
+    assert_eq!(fill_up(&mut v).1, Some(IOERR));
+    v.write(0, &[1; 512]);
+    v.flush();
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+/// A guest of an export with `on-enospc=stop` whose last request waits for space; its place on the disk.
+fn starved(scene: &Scene, qmp: &mut Qmp) -> (Client, u64) {
+    let mut v = scene.guest("v");
+    scene.fs.set_capacity(scene.fs.file_len());
+    let (offset, answer) = fill_up(&mut v);
+    assert_eq!(answer, None);
+    let event = qmp.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["nospace"], &event["action"]), (&json!(true), &json!("stop")));
+    assert_eq!((&event["device"], &event["node-name"]), (&json!("v"), &json!("v")));
+    scene.wait_for_log("wait until there is space");
+    let exports = qmp.order("query-block-exports", json!({}));
+    assert_eq!((&exports[0]["x-pitstop-starved"], &exports[1]["x-pitstop-starved"]), (&json!(1), &json!(0)));
+    (v, offset)
+}
+
+fn wait_for_answer(guest: &mut Client) -> u8 {
+    let mut answer = None;
+    wait_until("the answer", || {
+        answer = guest.queues[0].take_done();
+        answer.is_some()
+    });
+    answer.unwrap().status
+}
+
+/// Requests of other kinds, while one waits.
+fn others_go_on(scene: &Scene, guest: &mut Client, qmp: &mut Qmp) {
+    let mut pending = Vec::new();
+    for (kind, sector) in [(T_IN, 8), (T_OUT, 16), (T_FLUSH, 0)] {
+        let pieces = [(DATA_START + (1 << 20), 4096)];
+        let pieces = if kind == T_FLUSH { &[][..] } else { &pieces };
+        pending.push(guest.queues[0].submit(kind, sector, pieces));
+        let done = guest.queues[0].wait_one();
+        assert_eq!((Some(&done.head), done.status), (pending.last(), OK), "kind {kind}");
+    }
+    let mut w = scene.guest("w");
+    assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), OK);
+    qmp.order("x-pitstop-snapshot", json!({"source": "v", "name": "copy"}));
+    qmp.order("x-pitstop-volume-delete", json!({"name": "copy"}));
+}
+
+// rule: VOL-21, CTL-50, CTL-51, CTL-54
+#[test]
+fn with_on_enospc_stop_a_write_waits_until_the_file_can_grow() {
+    let scene = Scene::with(",on-enospc=stop");
+    let mut qmp = scene.qmp();
+    let (mut v, offset) = starved(&scene, &mut qmp);
+    others_go_on(&scene, &mut v, &mut qmp);
+    assert!(v.queues[0].take_done().is_none());
+    scene.fs.set_capacity(u64::MAX);
+    assert_eq!(wait_for_answer(&mut v), OK);
+    assert_eq!(qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED"), json!({"id": "v"}));
+    assert!(v.read(offset, 256 << 10) == [7; 256 << 10]);
+    v.flush();
+    scene.end();
+}
+
+// rule: VOL-21
+#[test]
+fn with_on_enospc_stop_a_write_waits_until_slabs_are_freed() {
+    let scene = Scene::with(",on-enospc=stop");
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-volume-create", json!({"name": "waste", "size": 1 << 20}));
+    let addr = json!({"type": "unix", "path": text(&scene.place.path("waste"))});
+    let export = json!({"type": "vhost-user-blk", "id": "waste", "node-name": "waste", "writable": true, "addr": addr});
+    qmp.order("block-export-add", export);
+    let mut waste = scene.guest("waste");
+    waste.write(0, &[1; 1 << 20]);
+    waste.flush();
+    drop(waste);
+    let (mut v, offset) = starved(&scene, &mut qmp);
+    qmp.order("block-export-del", json!({"id": "waste", "mode": "hard"}));
+    qmp.order("x-pitstop-volume-delete", json!({"name": "waste"}));
+    assert_eq!(wait_for_answer(&mut v), OK);
+    assert!(v.read(offset, 256 << 10) == [7; 256 << 10]);
+    scene.end();
+}
+
+// rule: VOL-21
+#[test]
+fn with_on_enospc_stop_a_write_waits_also_where_the_storage_itself_is_full() {
+    let scene = Scene::with(",on-enospc=stop");
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    let mut qmp = scene.qmp();
+    for errno in [libc::ENOSPC, libc::EDQUOT] {
+        scene.fs.fail(&[Fault { range: DATA, ..Fault::every(Op::Write, errno) }]);
+        v.mem.write_slice(&[5; 4608], GuestAddress(DATA_START)).unwrap();
+        v.queues[0].submit(T_OUT, 0, &[(DATA_START, 4608)]);
+        assert_eq!(qmp.event("BLOCK_IO_ERROR")["action"], "stop");
+        assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), OK);
+        let failed = scene.fs.failed();
+        wait_until("another try", || scene.fs.failed() > failed + 1);
+        assert!(v.queues[0].take_done().is_none());
+        scene.fs.fail(&[]);
+        assert_eq!(wait_for_answer(&mut v), OK);
+        qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED");
+    }
+    assert!(v.read(0, 4608) == [5; 4608]);
+    // Another error is no lack of space.
+    scene.fs.fail(&[Fault { range: DATA, ..Fault::every(Op::Write, libc::EIO) }]);
+    assert_eq!(writes(&mut v, 0, 6, 512), IOERR);
+    scene.fs.fail(&[]);
+    scene.end();
+}
+
+// rule: VOL-22
+#[test]
+fn nothing_waits_for_a_request_that_waits_for_space() {
+    for case in 0..5 {
+        let mut scene = Scene::with(",on-enospc=stop");
+        let mut qmp = scene.qmp();
+        let (mut v, _) = starved(&scene, &mut qmp);
+        match case {
+            0 => {
+                let base = v.frontend.get_vring_base(0).unwrap();
+                assert_eq!(base, u32::from(v.queues[0].next_avail()));
+                assert_eq!(v.queues[0].take_done().unwrap().status, IOERR, "a drained ring has no request left");
+                assert_eq!(qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED"), json!({"id": "v"}));
+                v.start_queue(0);
+                assert!(v.read(0, 4096) == [7; 4096]);
+            }
+            1 => v.frontend.reset_owner().unwrap(),
+            2 => {
+                drop(v);
+                assert_eq!(qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED"), json!({"id": "v"}));
+                v = scene.guest("v");
+                assert!(v.read(0, 4096) == [7; 4096]);
+            }
+            3 => {
+                qmp.order("block-export-del", json!({"id": "v", "mode": "hard"}));
+                assert_eq!(wait_for_answer(&mut v), IOERR);
+            }
+            _ => {
+                qmp.order("quit", json!({}));
+                assert_eq!(scene.daemon.take().unwrap().end().code(), Some(0));
+                scene.check();
+                continue;
+            }
+        }
+        scene.end();
+    }
+}
+
+// rule: CTL-52, CTL-53
+#[test]
+fn space_is_warned_of_before_it_runs_out() {
+    let scene = Scene::new();
+    let mut qmp = scene.qmp();
+    let used = qmp.order("x-pitstop-query-container", json!({}))["allocated-bytes"].as_u64().unwrap();
+    let capacity = |percent: u64| scene.fs.set_capacity(used * 100 / percent);
+    capacity(84);
+    let event = qmp.event("X_PITSTOP_SPACE_WARNING");
+    assert_eq!(event["mark"], 80);
+    assert!((80..=84).contains(&event["used-percent"].as_u64().unwrap()), "{event}");
+    scene.wait_for_log("MiB are left");
+    let space = &qmp.order("x-pitstop-query-container", json!({}))["space"];
+    assert_eq!(space["warning"], 80, "{space}");
+    scene.fs.set_capacity(1 << 40);
+    assert!(qmp.event("X_PITSTOP_SPACE_OK")["available-bytes"].as_u64().unwrap() > 1 << 38);
+    assert!(qmp.order("x-pitstop-query-container", json!({}))["space"]["warning"].is_null());
+    scene.end();
+}
+
+#[test]
+fn a_daemon_that_cannot_announce_itself_serves_all_the_same() {
+    let scene = Scene::new();
+    scene.wait_for_log("cannot write the .lock file beside the container");
+    scene.wait_for_log("the pitstop command will not find this daemon");
+    let mut v = scene.guest("v");
+    v.write(0, &[1; 512]);
+    scene.end();
+}
+
+/// A log that nobody reads costs messages, not service.
+#[test]
+fn a_log_that_nobody_reads_stops_no_guest() {
+    let place = Place::with_volumes(&["v"]);
+    let mut command = common::command();
+    command.env("PITSTOP_LOG", "debug").stderr(Stdio::piped());
+    command.args([text(&place.container()), "--export", &format!("volume=v,socket={}", text(&place.path("v")))]);
+    let daemon = Daemon::of(&mut command);
+    wait_until("socket", || common::is_listened_on(&place.path("v")));
+    let mut v = Client::connect(&place.path("v"), Style::PLAIN);
+    // Each is told of by the queue's own thread; a pipe holds less than a tenth of it.
+    for _ in 0..10_000 {
+        assert_eq!(status(&mut v, T_IN, u64::MAX / 4, &mut [0; 512]), IOERR);
+    }
+    v.write(0, &[1; 512]);
+    v.flush();
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+/// Faults of all kinds under random requests: every answer is true, and in the end everything is sound.
+// rule: VOL-20, VOL-7
+#[test]
+fn random_faults_break_nothing_else() {
+    const BLOCKS: u64 = 512;
+    let scene = Scene::new();
+    let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
+    let mut random = Random(0x7654_3210);
+    // By block: what it may show; the last is what was written last.
+    let mut may_show = vec![vec![0u8]; BLOCKS as usize];
+    let (mut failed, mut fine) = (0, 0);
+    for round in 0..2000u32 {
+        if round % 20 == 0 {
+            let op = [Op::Read, Op::Write, Op::Grow][random.below(3) as usize];
+            let errno = [libc::EIO, libc::ENOSPC, libc::ENOMEM][random.below(3) as usize];
+            let (after, times) = (random.below(8), 1 + random.below(6));
+            scene.fs.fail(&[Fault { op, range: DATA, errno, after, times }]);
+        }
+        let (block, byte) = (random.below(BLOCKS), 1 + random.below(255) as u8);
+        let shown = &mut may_show[block as usize];
+        if random.below(2) == 0 {
+            if writes(&mut v, block * 4096, byte, 4096) == OK {
+                *shown = vec![byte];
+                fine += 1;
+            } else {
+                shown.push(byte);
+                failed += 1;
+            }
+        } else {
+            let mut data = [0xee; 4096];
+            if status(&mut v, T_IN, block * 4096, &mut data) == OK {
+                assert!(
+                    data.chunks(512).all(|s| shown.iter().any(|byte| s.iter().all(|b| b == byte))),
+                    "block {block}"
+                );
+                fine += 1;
+            } else {
+                failed += 1;
+            }
+        }
+        if round % 100 == 50 {
+            assert_eq!(status(&mut v, T_FLUSH, 0, &mut []), OK);
+            assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), OK);
+        }
+    }
+    assert!(failed > 50 && fine > 500, "{failed} failed, {fine} were fine");
+    scene.fs.fail(&[]);
+    for (block, shown) in may_show.iter().enumerate() {
+        let data = v.read(block as u64 * 4096, 4096);
+        assert!(data.chunks(512).all(|s| shown.iter().any(|byte| s.iter().all(|b| b == byte))), "block {block}");
+    }
+    scene.end();
+}
