@@ -1,8 +1,9 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test demo lint fmt clean-guests
+.PHONY: help build test demo kill-soak lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
+KILLS ?= 5000
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ demo: ## golden image, CI guests, refresh: the whole story with a Debian guest (
 	tests/setup.sh demo
 	cargo build --release --workspace --bins
 	cargo run --release --quiet --package pitstop-tests --bin pitstop-demo
+
+kill-soak: ## kill the daemon KILLS times under guests' I/O and commands (root: mounts with FUSE)
+	PITSTOP_KILLS=$(KILLS) cargo test --release --package pitstop-backend --test kill -- --nocapture
 
 lint: ## what CI asks of the sources: format and clippy without warnings
 	cargo fmt --all --check

@@ -94,6 +94,8 @@ need cpio cpio
 need depmod kmod
 need mke2fs e2fsprogs
 need blkdiscard util-linux
+need prlimit util-linux
+[ "$(id -u)" -eq 0 ] || need fusermount3 fuse3 # to mount the file system whose requests fail
 need ar binutils
 need xz xz-utils
 [ -x /usr/bin/busybox ] && ldd /usr/bin/busybox >/dev/null 2>&1 && packages+=(busybox-static) # not the static one

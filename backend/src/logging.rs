@@ -14,6 +14,8 @@ const PIECE_LEN: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct PatientStderr {
     fd: RawFd,
+    /// It is a file, where writing waits for nobody but the disk.
+    is_file: bool,
     /// Messages that were dropped since the last one that was written.
     dropped: u64,
     /// The last message was cut off in the middle.
@@ -22,11 +24,17 @@ pub(crate) struct PatientStderr {
 
 impl Default for PatientStderr {
     fn default() -> Self {
-        PatientStderr { fd: io::stderr().as_raw_fd(), dropped: 0, torn: false }
+        Self::of(io::stderr().as_raw_fd())
     }
 }
 
 impl PatientStderr {
+    /// For the open descriptor `fd`.
+    fn of(fd: RawFd) -> Self {
+        let kind = std::fs::metadata(format!("/proc/self/fd/{fd}"));
+        PatientStderr { fd, is_file: kind.is_ok_and(|kind| kind.is_file()), dropped: 0, torn: false }
+    }
+
     /// Writes what can be written without waiting; returns how much that was.
     fn write_at_once(&self, bytes: &[u8]) -> usize {
         let mut done = 0;
@@ -42,6 +50,9 @@ impl PatientStderr {
 
     /// Writes a piece if it can be written now; 0 if not.
     fn write_piece(&self, piece: &[u8]) -> usize {
+        if self.is_file {
+            return self.write_waiting(piece);
+        }
         let mut polled = libc::pollfd { fd: self.fd, events: libc::POLLOUT, revents: 0 };
         // SAFETY: one pollfd, which lives until the call returns.
         if unsafe { libc::poll(&raw mut polled, 1, 0) } <= 0 || polled.revents & libc::POLLOUT == 0 {
@@ -50,11 +61,16 @@ impl PatientStderr {
         // Others may write to the same pipe, so being ready is no promise: where the kernel can, it is asked not to wait.
         let vector = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
         // SAFETY: the vector names `piece`, which lives until the call returns and is only read.
-        let mut written = unsafe { libc::pwritev2(self.fd, &raw const vector, 1, -1, libc::RWF_NOWAIT) };
+        let written = unsafe { libc::pwritev2(self.fd, &raw const vector, 1, -1, libc::RWF_NOWAIT) };
         if written < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
-            // SAFETY: `piece` is valid for its length.
-            written = unsafe { libc::write(self.fd, piece.as_ptr().cast(), piece.len()) };
+            return self.write_waiting(piece);
         }
+        usize::try_from(written).unwrap_or(0)
+    }
+
+    fn write_waiting(&self, piece: &[u8]) -> usize {
+        // SAFETY: `piece` is valid for its length.
+        let written = unsafe { libc::write(self.fd, piece.as_ptr().cast(), piece.len()) };
         usize::try_from(written).unwrap_or(0)
     }
 }
@@ -93,7 +109,7 @@ mod tests {
     #[test]
     fn a_pipe_that_nobody_reads_costs_messages_and_no_time() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let mut log = PatientStderr { fd: writer.as_raw_fd(), dropped: 0, torn: false };
+        let mut log = PatientStderr::of(writer.as_raw_fd());
         for number in 0..5000 {
             log.write_all(format!("message {number:0100}\n").as_bytes()).unwrap();
         }

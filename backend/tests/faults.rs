@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use common::client::{Client, DATA_START, Style, T_FLUSH, T_IN, T_OUT};
 use common::faulty::{Fault, FaultyFs, Grain, Op};
 use common::{Daemon, Place, Qmp, Random, text, wait_until};
-use pitstop_format::FileDisk;
-use pitstop_format::OpenMode;
 use pitstop_format::check::{Outcome, check};
+use pitstop_format::{CreateOptions, FileDisk, OpenMode};
 use serde_json::json;
 use vhost::VhostBackend;
 use vm_memory::{Bytes, GuestAddress};
@@ -41,7 +40,11 @@ impl Scene {
 
     /// Exports with more options: `,KEY=VALUE`.
     fn with(more: &str) -> Self {
-        let place = Place::with_volumes(&["v", "w"]);
+        Self::with_options(more, &CreateOptions::default())
+    }
+
+    fn with_options(more: &str, options: &CreateOptions) -> Self {
+        let place = Place::with_options(&["v", "w"], options);
         let fs = FaultyFs::mount(&place.path("mounted"), &place.container(), Grain::Sector);
         let mut scene = Scene { daemon: None, fs, place, more: more.to_owned() };
         scene.start();
@@ -224,6 +227,35 @@ fn a_failed_sync_fails_the_container_until_it_is_opened_again() {
 fn a_failed_journal_write_fails_the_container_until_it_is_opened_again() {
     let journal = Fault { range: JOURNAL, times: 1, ..Fault::every(Op::Write, libc::ENOSPC) };
     fails_the_container(journal, "journal write failed");
+}
+
+/// Metadata that does not come home leaves the journal full for ever.
+// rule: JNL-14
+#[test]
+fn a_failed_home_write_fails_the_container_until_it_is_opened_again() {
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
+    let mut scene = Scene::with_options("", &options);
+    let mut v = scene.guest("v");
+    let mut qmp = scene.qmp();
+    const DESCRIPTORS: Range<u64> = 2 << 18..3 << 18;
+    scene.fs.fail(&[Fault { range: DESCRIPTORS, ..Fault::every(Op::Write, libc::EIO) }]);
+    let flushed = (1..=250u8).take_while(|&byte| {
+        writes(&mut v, u64::from(byte) * 4096, byte, 4096) == OK && status(&mut v, T_FLUSH, 0, &mut []) == OK
+    });
+    let flushed = flushed.count();
+    assert!(flushed < 250, "half of the journal is used up by then");
+    qmp.event("X_PITSTOP_CONTAINER_FAILED");
+    scene.wait_for_log("end this daemon and start it again");
+    drop((v, qmp));
+    assert_eq!(scene.daemon.take().unwrap().terminate().code(), Some(1));
+    scene.fs.fail(&[]);
+    scene.check();
+    scene.start();
+    let mut v = scene.guest("v");
+    for byte in 1..=flushed as u8 {
+        assert!(v.read(u64::from(byte) * 4096, 4096) == [byte; 4096], "block {byte} was flushed");
+    }
+    scene.end();
 }
 
 /// Fills `v` from its beginning with blocks of 256 KiB until a write is not answered well, or not at all within a

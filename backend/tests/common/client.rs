@@ -251,6 +251,11 @@ impl DriverQueue {
         self.base + 0x4000 + u64::from(head) * 32
     }
 
+    /// Where the status of a request goes.
+    pub fn status(&self, head: u16) -> u64 {
+        self.header(head) + 16
+    }
+
     fn table(&self, head: u16) -> u64 {
         (2 << 20) + self.base * 4 / 16 + u64::from(head) * 128
     }
@@ -284,7 +289,7 @@ impl DriverQueue {
     pub fn offer(&mut self, kind: u32, sector: u64, data: &[Piece]) -> u16 {
         let head = *self.free.last().unwrap();
         let header = self.header(head);
-        let status = header + 16;
+        let status = self.status(head);
         self.mem.write_obj([u64::from(kind), sector], GuestAddress(header)).unwrap();
         self.mem.write_obj(0xffu8, GuestAddress(status)).unwrap();
         let writable = if matches!(kind, T_IN | T_GET_ID) { 2 } else { 0 };

@@ -71,7 +71,6 @@ struct State {
     failed: AtomicU64,
     /// The file may not become longer than this.
     capacity: AtomicU64,
-    syncs: AtomicU64,
 }
 
 /// The mounted file system; unmounted when dropped.
@@ -92,7 +91,6 @@ impl FaultyFs {
             faults: Mutex::default(),
             failed: AtomicU64::new(0),
             capacity: AtomicU64::new(u64::MAX),
-            syncs: AtomicU64::new(0),
         });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("pitstop-faulty".to_owned())];
@@ -277,7 +275,6 @@ impl Filesystem for Served {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.0.syncs.fetch_add(1, Ordering::SeqCst);
         match self.0.check(Op::Sync, 0..u64::MAX) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error),

@@ -635,6 +635,23 @@ fn opening_refuses_what_would_lead_the_engine_astray() {
     assert_eq!(refused(&fixture), "CAT-6");
 }
 
+// rules: CON-13, CON-14 — a file may be made of holes and as long as can be: opening looks no further than the container
+// goes, nor further than its descriptors are sound.
+#[test]
+fn opening_a_very_long_file_of_holes_reads_little() {
+    let len = 1 << 44;
+    let fixture = Fixture::closed();
+    fixture.disk.grow(len).unwrap();
+    let reads = || fixture.disk.counts().0;
+    let before = reads();
+    Container::open(fixture.disk.clone(), OpenMode::ReadOnly).unwrap();
+    assert!(reads() - before < 100, "slabs beyond the count");
+    edit_slab_count(&fixture, |_| len / SLAB_LEN);
+    let before = reads();
+    assert_eq!(refused(&fixture), "CON-13");
+    assert!(reads() - before < 100, "groups that were never made");
+}
+
 // rules: JNL-10, CON-5 — journal items for places that do not exist, and counters that would overflow.
 #[test]
 fn opening_refuses_impossible_items_and_counters() {

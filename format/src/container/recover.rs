@@ -202,19 +202,16 @@ pub(super) fn read_container(disk: &dyn Disk) -> Result<Recovered> {
 impl Recovered {
     fn read_descriptors(&mut self, disk: &dyn Disk, file_len: u64) -> Result<()> {
         let uuid = self.superblock.uuid;
-        let slabs = file_len / SLAB_LEN;
+        let mut slabs = file_len / SLAB_LEN;
         if let Some(last) = self.replay.descriptors.keys().next_back().filter(|slab| slab.0 >= slabs) {
             return Err(Error::Truncated {
                 found: file_len,
                 expected: last.0.saturating_add(1).saturating_mul(SLAB_LEN),
             });
         }
-        for group in 0..slabs.div_ceil(SLABS_PER_GROUP) {
-            let first = group * SLABS_PER_GROUP;
+        let mut first = 0;
+        while slabs - first > DESCRIPTOR_SLAB {
             let count = (slabs - first).min(SLABS_PER_GROUP);
-            if count <= DESCRIPTOR_SLAB {
-                break;
-            }
             let len = (count as usize * descriptor::LEN).next_multiple_of(PAGE_LEN);
             let bytes = read(disk, len, SlabNo(first + DESCRIPTOR_SLAB).offset())?;
             for (raw, index) in bytes.chunks_exact(descriptor::LEN).zip(first..first + count) {
@@ -228,8 +225,44 @@ impl Recovered {
                     }
                 }
             }
+            if first == 0 {
+                // A file may be made of holes and as long as can be: what the container does not use is not looked at.
+                slabs = slabs.min(self.slabs_in_use(disk)?.unwrap_or(SLABS_PER_GROUP));
+            }
+            // Nor is what follows a group that was never one: each slab looked at takes memory.
+            self.check_own_descriptor(SlabNo(first + DESCRIPTOR_SLAB))?;
+            first = (first + SLABS_PER_GROUP).min(slabs);
         }
         Ok(())
+    }
+
+    /// The number of slabs that the container record tells; `None` if it is damaged, which is told of later.
+    fn slabs_in_use(&self, disk: &dyn Disk) -> Result<Option<u64>> {
+        let first = |found: &Descriptor| matches!(found, Descriptor::Catalog { index: 0, .. });
+        // Creation puts the first catalog slab into the first group, and nothing moves it.
+        let Some(slab) = self.descriptors.iter().position(first) else {
+            return Ok(None);
+        };
+        let home = read(disk, PAGE_LEN, SlabNo(slab as u64).offset())?;
+        let raw = self.replay.slots.get(&SlotNo(0)).map_or(&home[..slot::LEN], |image| image.as_slice());
+        match Slot::decode(raw, self.superblock.uuid, SlotNo(0)) {
+            Ok(Slot::Container(record)) => Ok(Some(record.slab_count)),
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    /// The slab with a group's descriptors must be described as the container's own (CON-13).
+    fn check_own_descriptor(&self, slab: SlabNo) -> Result<()> {
+        let place = Place::Slab(slab);
+        if let Some((_, bad)) = self.bad_descriptors.iter().rev().find(|(damaged, _)| *damaged == slab) {
+            return Err(bad.clone().at("slab descriptor", place).into());
+        }
+        match self.descriptors.get(slab.0 as usize) {
+            Some(Descriptor::Reserved) => Ok(()),
+            found => {
+                Err(Bad::new("CON-13", format!("{found:?}"), "a reserved slab").at("slab descriptor", place).into())
+            }
+        }
     }
 
     fn read_catalog(&mut self, disk: &dyn Disk) -> Result<()> {
