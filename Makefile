@@ -1,9 +1,14 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test demo kill-soak lint fmt clean-guests
+.PHONY: help build test interleavings demo kill-soak lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
+# Of `make interleavings`: schedules a scenario, where they start, one scenario alone, a schedule to repeat.
+ITERATIONS ?= 1000
+SEED ?= 1
+SCENARIO ?=
+SCHEDULE ?=
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +20,13 @@ test: ## install what is missing, then run all tests (root the first time)
 	tests/setup.sh test
 	cargo build --workspace --bins
 	cargo nextest run --workspace --profile $(NEXTEST_PROFILE)
+
+# A build of its own, so that nothing else ever sees the schedulers.
+interleavings: ## explore how threads interleave (ITERATIONS=1000 SEED=1 SCENARIO=... SCHEDULE=FILE)
+	PITSTOP_SCHEDULES=$(ITERATIONS) PITSTOP_SEED=$(SEED) $(if $(SCHEDULE),PITSTOP_SCHEDULE=$(abspath $(SCHEDULE))) \
+	RUSTFLAGS='--cfg pitstop_interleavings --deny warnings' CARGO_TARGET_DIR=target/interleavings CARGO_PROFILE_DEV_DEBUG=0 \
+	cargo nextest run --package pitstop-format --lib --test shuttle --profile interleavings --no-tests fail \
+		-E '(binary(shuttle) or test(/^layer::loom::/))$(if $(SCENARIO), and test($(SCENARIO)))'
 
 demo: ## golden image, CI guests, refresh: the whole story with a Debian guest (root)
 	tests/setup.sh demo

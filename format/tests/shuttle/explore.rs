@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pitstop_format::Container;
@@ -53,41 +54,44 @@ pub fn explore(name: &'static str, prepare: fn(&Container), scenario: fn(&World)
     let body = Arc::new(move || scenario(&World::new(&image)));
     if let Ok(path) = std::env::var("PITSTOP_SCHEDULE") {
         let replay = ReplayScheduler::new_from_file(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        run(name, replay, 1, &body);
+        Runner::new(replay, config()).run(move || body());
         return;
     }
     let wanted = setting("PITSTOP_SCHEDULES").map_or(SCHEDULES, |count| count as usize);
     let seed = setting("PITSTOP_SEED").unwrap_or(1);
     assert!(wanted >= 8, "PITSTOP_SCHEDULES={wanted}: at least 8");
-    // What only the schedule decides: the same schedule twice takes the same steps.
+    let hostile = wanted / 4;
+    let run = Run { name, wanted, begun: Arc::default() };
+    run.explore(RandomScheduler::new_from_seed(seed, wanted - 2 * hostile), &body);
+    run.explore(PctScheduler::new_from_seed(seed, DEPTHS[0], hostile), &body);
+    run.explore(PctScheduler::new_from_seed(seed, DEPTHS[1], hostile), &body);
+    let ran = run.begun.load(Ordering::Relaxed);
+    assert_eq!(ran, wanted, "{name}: fewer schedules ran than were asked for");
+    println!("{name}: {ran} schedules, seed {seed}");
+    // Nothing but the schedule decides: a schedule that is repeated takes the same steps.
     let twice = RandomScheduler::new_from_seed(seed, 2);
-    Runner::new(UncontrolledNondeterminismCheckScheduler::new(twice), config()).run({
-        let body = body.clone();
-        move || body()
-    });
-    let (few, more) = (wanted / 4, wanted / 4);
-    run(name, RandomScheduler::new_from_seed(seed, wanted - few - more), wanted - few - more, &body);
-    run(name, PctScheduler::new_from_seed(seed, DEPTHS[0], few), few, &body);
-    run(name, PctScheduler::new_from_seed(seed, DEPTHS[1], more), more, &body);
-    println!("{name}: {wanted} schedules, seed {seed}");
+    Runner::new(UncontrolledNondeterminismCheckScheduler::new(twice), config()).run(move || body());
 }
 
-fn run(name: &str, scheduler: impl Scheduler + 'static, wanted: usize, body: &Arc<impl Fn() + Send + Sync + 'static>) {
-    let body = body.clone();
-    let begun = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let count = begun.clone();
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        Runner::new(scheduler, config()).run(move || {
-            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            body();
-        })
-    }));
-    match outcome {
-        Ok(ran) => assert_eq!(ran, wanted, "{name}: fewer schedules ran than were asked for"),
-        Err(panic) => {
-            let begun = begun.load(std::sync::atomic::Ordering::Relaxed);
-            eprintln!("{name}: schedule {begun} of {wanted} failed; to repeat it, with the file named above:");
-            eprintln!("    make interleavings SCENARIO={name} SCHEDULE=FILE");
+struct Run {
+    name: &'static str,
+    wanted: usize,
+    begun: Arc<AtomicUsize>,
+}
+
+impl Run {
+    fn explore(&self, scheduler: impl Scheduler + 'static, body: &Arc<impl Fn() + Send + Sync + 'static>) {
+        let (body, begun) = (body.clone(), self.begun.clone());
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            Runner::new(scheduler, config()).run(move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                body();
+            })
+        }));
+        if let Err(panic) = outcome {
+            let Self { name, wanted, begun } = self;
+            eprintln!("{name}: schedule {} of {wanted} failed. To repeat it:", begun.load(Ordering::Relaxed));
+            eprintln!("    make interleavings SCENARIO={name} SCHEDULE=FILE, with the first file named above");
             resume_unwind(panic);
         }
     }

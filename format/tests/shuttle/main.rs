@@ -16,6 +16,7 @@ mod epoch;
 mod explore;
 mod journal;
 mod merge;
+mod paging;
 mod reuse;
 mod seal;
 mod world;

@@ -121,6 +121,13 @@ pub fn maintain_some(container: &Container, steps: usize) {
     }
 }
 
+/// The disk takes as long as it likes: now and then until the others have done much.
+fn linger() {
+    if pick(4) == 0 {
+        (0..pick(64)).for_each(|_| thread::yield_now());
+    }
+}
+
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -161,6 +168,7 @@ impl Queue {
     pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut plan = ReadPlan::default();
         self.planned(|_| self.volume.plan_read(range.clone(), &mut plan))?;
+        linger();
         let mut bytes = Vec::new();
         for segment in plan.segments() {
             match *segment {
@@ -194,8 +202,10 @@ impl Queue {
     /// Fills `range` with `value`. A write that the disk refuses is given up.
     pub fn write(&self, range: Range<u64>, value: u8) -> Result<()> {
         let ticket = self.planned(|waker| self.volume.plan_write(range.clone(), waker))?;
+        linger();
         self.carry_out(value, ticket.segments(), ticket.edges())
             .map_err(|source| Error::Io { what: "cannot write", source })?;
+        linger();
         ticket.complete();
         Ok(())
     }
@@ -222,8 +232,16 @@ impl Queue {
         loop {
             match flush.poll(&waker)? {
                 FlushStep::Done => return Ok(()),
-                FlushStep::Sync => flush.synced(disk.sync()),
-                FlushStep::Append(append) => flush.appended(disk.write_at_durable(append.bytes(), append.offset())),
+                FlushStep::Sync => {
+                    let synced = disk.sync();
+                    linger();
+                    flush.synced(synced);
+                }
+                FlushStep::Append(append) => {
+                    let appended = disk.write_at_durable(append.bytes(), append.offset());
+                    linger();
+                    flush.appended(appended);
+                }
                 FlushStep::Wait => thread::park(),
             }
         }
