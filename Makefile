@@ -5,7 +5,7 @@
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
 # Of `make interleavings`: schedules a scenario, where they start, one scenario alone, a schedule to repeat.
-ITERATIONS ?= 1000
+ITERATIONS ?= 600
 SEED ?= 1
 SCENARIO ?=
 SCHEDULE ?=
@@ -22,7 +22,7 @@ test: ## install what is missing, then run all tests (root the first time)
 	cargo nextest run --workspace --profile $(NEXTEST_PROFILE)
 
 # A build of its own, so that nothing else ever sees the schedulers.
-interleavings: ## explore how threads interleave (ITERATIONS=1000 SEED=1 SCENARIO=... SCHEDULE=FILE)
+interleavings: ## explore how threads interleave (ITERATIONS=600 SEED=1 SCENARIO=... SCHEDULE=FILE)
 	PITSTOP_SCHEDULES=$(ITERATIONS) PITSTOP_SEED=$(SEED) $(if $(SCHEDULE),PITSTOP_SCHEDULE=$(abspath $(SCHEDULE))) \
 	RUSTFLAGS='--cfg pitstop_interleavings --deny warnings' CARGO_TARGET_DIR=target/interleavings CARGO_PROFILE_DEV_DEBUG=0 \
 	cargo nextest run --package pitstop-format --lib --test shuttle --profile interleavings --no-tests fail \
