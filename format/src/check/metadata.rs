@@ -143,6 +143,10 @@ impl Metadata {
             report.add(SLAB_COUNT, "file".to_owned(), message, "CON-14");
             return;
         }
+        for slab in self.journal.descriptors.keys().filter(|slab| (counters.slab_count..present).contains(&slab.0)) {
+            let message = "the journal has a descriptor for a slab that the container does not use".to_owned();
+            report.add(JOURNAL, Place::Slab(*slab).to_string(), message, "JNL-10");
+        }
         let beyond = self.descriptors.split_off(counters.slab_count as usize);
         for (found, slab) in beyond.into_iter().zip(counters.slab_count..) {
             if let Some(found) = found.filter(|found| *found != Descriptor::Free) {
@@ -262,6 +266,12 @@ fn read_descriptors(
         }
         let len = (count as usize * descriptor::LEN).next_multiple_of(PAGE_LEN);
         let bytes = read(disk, len, SlabNo(first + DESCRIPTOR_SLAB).offset())?;
+        // A group that was never taken: a file that is much too long costs no memory (CON-14).
+        let own = SlabNo(first + DESCRIPTOR_SLAB);
+        let described = bytes[DESCRIPTOR_SLAB as usize * descriptor::LEN..][..descriptor::LEN].iter().any(|&b| b != 0);
+        if group > 0 && !described && !journal.descriptors.contains_key(&own) {
+            break;
+        }
         for (raw, slab) in bytes.chunks_exact(descriptor::LEN).zip(first..first + count) {
             let slab = SlabNo(slab);
             let raw = journal.descriptors.get(&slab).map_or(raw, |image| image.as_slice());

@@ -633,6 +633,28 @@ fn opening_refuses_what_would_lead_the_engine_astray() {
     let fixture = Fixture::closed();
     fixture.put_slot(fixture.free_slot(), &fixture.slot(SlotNo(0)));
     assert_eq!(refused(&fixture), "CAT-6");
+    // A merge would move chunks to where the child has no table.
+    let fixture = Fixture::closed();
+    let (number, mut record) = fixture.head_of("ci");
+    record.parent_limit = record.size + 512;
+    fixture.put_slot(number, &Slot::Layer(record));
+    assert_eq!(refused(&fixture), "LAY-6");
+    // The next layer that is made would have a table that it does not know.
+    let fixture = Fixture::closed();
+    let Slot::Container(record) = fixture.slot(SlotNo(0)) else {
+        panic!("no container record");
+    };
+    let table = Descriptor::Table { layer: LayerId(record.next_id), index: 0, pages: 0, zero: false };
+    fixture.put_descriptor(fixture.free_slab(), table);
+    assert_eq!(refused(&fixture), "LAY-1");
+    let fixture = Fixture::closed();
+    let empty = Descriptor::Catalog { index: 1, pages: 0 };
+    fixture.put_descriptor(
+        fixture.find_slab(|found| matches!(found, Descriptor::Catalog { .. })),
+        Descriptor::Catalog { index: 0, pages: !0 },
+    );
+    fixture.put_descriptor(fixture.free_slab(), empty);
+    assert_eq!(refused(&fixture), "CAT-3");
 }
 
 // rules: CON-13, CON-14 — a file may be made of holes and as long as can be: opening looks no further than the container

@@ -11,9 +11,9 @@ use super::merge::MergeJob;
 use super::state::{HOME_PAGES_MAX, State};
 use crate::alloc::DESCRIPTOR_SLAB;
 use crate::error::Result;
-use crate::layout::descriptor::Descriptor;
+use crate::layout::descriptor::{self, Descriptor};
 use crate::sync::Instant;
-use crate::units::{LayerId, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
+use crate::units::{LayerId, MIN_IO_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo};
 
 /// Slabs looked at per hold of the engine lock while reclaiming.
 const SCAN_PER_HOLD: usize = 16 * 1024;
@@ -144,7 +144,7 @@ impl Container {
             if target % SLABS_PER_GROUP != 0 && target % SLABS_PER_GROUP <= DESCRIPTOR_SLAB + 1 {
                 target += GROW_SLABS_LAST;
             }
-            match self.shared.disk.grow(target * SLAB_LEN) {
+            match self.shared.disk.grow(target * SLAB_LEN).and_then(|()| self.clear_descriptors(count, target)) {
                 Ok(()) => {
                     let mut state = self.shared.lock();
                     adopt(&mut state, target);
@@ -163,6 +163,39 @@ impl Container {
         }
         state.space.failure = Some(detail);
         state.wake_all();
+    }
+
+    /// Zeroes what the homes of the descriptors of slabs `count..target` hold: new slabs are free because theirs are
+    /// zeros, but whoever made the file may have put something else there (CON-19). Home pages are ours: the caller
+    /// holds `homes`.
+    fn clear_descriptors(&self, count: u64, target: u64) -> std::io::Result<()> {
+        let mut changed = false;
+        let mut first = count;
+        while first < target {
+            let group = first / SLABS_PER_GROUP * SLABS_PER_GROUP;
+            let end = target.min(group + SLABS_PER_GROUP);
+            let home = SlabNo(group + DESCRIPTOR_SLAB).offset();
+            // Whole sectors (CON-3): those before `first` in its sector are written back as they are.
+            let start = (first - group) * descriptor::LEN as u64;
+            let from = start / MIN_IO_LEN * MIN_IO_LEN;
+            let len = ((end - group) * descriptor::LEN as u64).next_multiple_of(MIN_IO_LEN) - from;
+            let mut bytes = vec![0; len as usize];
+            self.shared.disk.read_at(&mut bytes, home + from)?;
+            let new = &mut bytes[(start - from) as usize..];
+            if new.iter().any(|&byte| byte != 0) {
+                new.fill(0);
+                self.shared.disk.write_at(&bytes, home + from)?;
+                changed = true;
+            }
+            first = end;
+        }
+        if changed {
+            self.shared
+                .disk
+                .sync()
+                .inspect_err(|error| self.shared.fail(format!("sync of home writes failed: {error}")))?;
+        }
+        Ok(())
     }
 
     /// Frees slabs of doomed layers; true if there was something to do.

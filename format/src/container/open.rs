@@ -94,6 +94,13 @@ fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
             {
                 return Err(bad(*number, "LAY-2", format!("{:?} as a parent", above.kind), "a frozen layer"));
             }
+            // A merge would move chunks beyond the layer's own end.
+            let most =
+                parent.and_then(|parent| layers.get(&parent)).map_or(u64::MAX, |above| above.size.min(record.size));
+            if record.parent_limit > most {
+                let number = records.get(&record.id).map_or(0, |(_, number)| *number);
+                return Err(bad(number, "LAY-6", record.parent_limit.to_string(), "a limit within both layers"));
+            }
             let link =
                 Link { parent: parent.and_then(|parent| layers.get(&parent).cloned()), limit: record.parent_limit };
             layers.insert(record.id, Arc::new(Layer::new(record.id, record.size, link, true)));
@@ -236,6 +243,9 @@ impl Container {
         let counters = recovered.counters()?;
         recovered.check_reserved()?;
         recovered.check_ids(counters.next_id)?;
+        if mode == OpenMode::ReadWrite {
+            recovered.check_room_to_count()?;
+        }
         let signal = Arc::new(Signal::default());
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
         let layers = build_layers(&slots)?;

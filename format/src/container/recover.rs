@@ -214,6 +214,13 @@ impl Recovered {
             let count = (slabs - first).min(SLABS_PER_GROUP);
             let len = (count as usize * descriptor::LEN).next_multiple_of(PAGE_LEN);
             let bytes = read(disk, len, SlabNo(first + DESCRIPTOR_SLAB).offset())?;
+            // A group that was never taken: a file that is much too long costs no memory (CON-14).
+            let own = SlabNo(first + DESCRIPTOR_SLAB);
+            let described =
+                bytes[DESCRIPTOR_SLAB as usize * descriptor::LEN..][..descriptor::LEN].iter().any(|&b| b != 0);
+            if group > 0 && !described && !self.replay.descriptors.contains_key(&own) {
+                break;
+            }
             for (raw, index) in bytes.chunks_exact(descriptor::LEN).zip(first..first + count) {
                 let slab = SlabNo(index);
                 let raw = self.replay.descriptors.get(&slab).map_or(raw, |image| image.as_slice());
@@ -279,6 +286,7 @@ impl Recovered {
             let place = Place::Slab(slab);
             let whole = pages.trailing_ones();
             if index as usize != self.catalog_slabs.len()
+                || whole == 0
                 || (pages != !0 && pages != (1u64 << whole) - 1)
                 || (whole < 64 && index as usize + 1 < slabs.len())
             {
@@ -316,17 +324,23 @@ impl Recovered {
 
     /// The file may have grown just before a crash; it must not have shrunk.
     fn cut_to_size(&mut self, file_len: u64) -> Result<()> {
-        let slab_count = self.counters().map(|counters| counters.slab_count).or_else(|error| {
-            if self.bad_slots.is_empty() && self.bad_descriptors.is_empty() { Err(error) } else { Ok(0) }
-        })?;
-        if slab_count > self.descriptors.len() as u64 {
+        let slab_count = match self.counters() {
+            Ok(counters) => counters.slab_count,
+            // Damage is told as such, by who asked.
+            Err(_) if !self.bad_slots.is_empty() || !self.bad_descriptors.is_empty() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let described = self.descriptors.len() as u64;
+        if slab_count > described && slab_count <= file_len / SLAB_LEN {
+            let bad = Bad::new("CON-13", "a group whose descriptor slab is free", "a reserved slab");
+            return Err(bad.at("slab descriptor", Place::Slab(SlabNo(described + DESCRIPTOR_SLAB))).into());
+        }
+        if slab_count > described {
             return Err(Error::Truncated { found: file_len, expected: slab_count.saturating_mul(SLAB_LEN) });
         }
-        if slab_count > 0 {
-            // What the file has beyond has never counted (CON-14).
-            self.descriptors.truncate(slab_count as usize);
-            self.bad_descriptors.retain(|(slab, _)| slab.0 < slab_count);
-        }
+        // What the file has beyond has never counted (CON-14).
+        self.descriptors.truncate(slab_count as usize);
+        self.bad_descriptors.retain(|(slab, _)| slab.0 < slab_count);
         Ok(())
     }
 
@@ -385,7 +399,30 @@ impl Recovered {
             let bad = Bad::new("LAY-1", next_id, "a next id from 1 to 2^63");
             return Err(bad.at("catalog slot", Place::Slot(0)).into());
         }
-        Ok(())
+        // A slab of a layer that is yet to come would be taken for the layer's own.
+        let owners = self.descriptors.iter().zip(0u64..).filter_map(|(found, slab)| Some((found.layer()?, slab)));
+        match owners.into_iter().find(|(layer, _)| layer.0 == 0 || layer.0 >= next_id) {
+            Some((layer, slab)) => {
+                let bad =
+                    Bad::new("LAY-1", format!("a slab of layer {layer}, next id {next_id}"), "an id below the next");
+                Err(bad.at("slab descriptor", Place::Slab(SlabNo(slab))).into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Counters that only grow must have room to, or what is written could not be opened again.
+    pub(super) fn check_room_to_count(&self) -> Result<()> {
+        let counters = [self.superblock.sequence, self.superblock.generation, self.replay.end.sequence];
+        let used_up =
+            counters.into_iter().chain([self.counters()?.next_id]).find(|counter| *counter >= MAX_NEXT_ID / 2);
+        match used_up {
+            Some(counter) => {
+                let bad = Bad::new("CON-18", counter, "a counter below 2^62");
+                Err(bad.at("superblock or container record", Place::Offset(0)).into())
+            }
+            None => Ok(()),
+        }
     }
 
     /// The first damaged structure, for callers that accept none.

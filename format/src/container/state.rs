@@ -186,8 +186,8 @@ impl State {
                     state.layer_slots.insert(record.id, SlotNo(index));
                     if record.kind == LayerKind::Doomed {
                         state.doomed.insert(record.id);
-                    }
-                    if let Some(parent) = record.parent {
+                    } else if let Some(parent) = record.parent {
+                        // A doomed layer's parent does not count (LAY-10).
                         state.children.entry(parent).or_default().insert(record.id);
                     }
                 }
