@@ -1,6 +1,6 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test interleavings demo kill-soak lint fmt clean-guests
+.PHONY: help build test interleavings demo kill-soak fuzz fuzz-smoke lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
@@ -42,6 +42,14 @@ lint: ## what CI asks of the sources: format and clippy without warnings
 
 fmt: ## format the sources
 	cargo fmt --all
+
+fuzz: ## fuzz one target: TARGET (see tests/fuzz/run.sh), SECONDS
+	tests/setup.sh fuzz
+	tests/fuzz/run.sh fuzz $(TARGET) $(SECONDS)
+
+fuzz-smoke: ## every fuzz target: the kept corpus, then some seconds each
+	tests/setup.sh fuzz
+	tests/fuzz/run.sh smoke $(SECONDS)
 
 clean-guests: ## remove the guest images, which are then built again
 	rm -rf target/guest

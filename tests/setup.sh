@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and CI need on a Debian 12 that has a Rust toolchain.
 #
-# usage: tests/setup.sh [test|demo|lint]
+# usage: tests/setup.sh [test|demo|lint|fuzz]
 #
 # Does nothing, quickly, when everything is there. Needs root only when a package is missing and for
 # the demo's guest. `demo` leaves out what only the tests use (cargo-nextest, the QMP client); `lint`
-# sees to a C compiler, rustfmt and clippy.
+# sees to a C compiler, rustfmt and clippy, `fuzz` to a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,17 +70,19 @@ install_qemu() {
 have cargo || die "cargo not found; install a Rust toolchain first, for instance with rustup"
 
 case $purpose in
-test | demo | lint) ;;
-*) die "unknown purpose $purpose: test, demo or lint" ;;
+test | demo | lint | fuzz) ;;
+*) die "unknown purpose $purpose: test, demo, lint or fuzz" ;;
 esac
 
 need cc gcc libc6-dev
 need make make
-if [ "$purpose" = lint ]; then
+[ "$purpose" != fuzz ] || need c++ g++
+if [ "$purpose" = lint ] || [ "$purpose" = fuzz ]; then
     if [ ${#packages[@]} -gt 0 ]; then
         require_root "${packages[@]}"
         install_packages "${packages[@]}"
     fi
+    [ "$purpose" = lint ] || exit 0
     for component in rustfmt clippy; do
         cargo "${component/rust/}" --version >/dev/null 2>&1 && continue
         have rustup || die "cargo ${component/rust/} is missing: install the toolchain's component $component"

@@ -214,13 +214,6 @@ impl Recovered {
             let count = (slabs - first).min(SLABS_PER_GROUP);
             let len = (count as usize * descriptor::LEN).next_multiple_of(PAGE_LEN);
             let bytes = read(disk, len, SlabNo(first + DESCRIPTOR_SLAB).offset())?;
-            // A group that was never taken: a file that is much too long costs no memory (CON-14).
-            let own = SlabNo(first + DESCRIPTOR_SLAB);
-            let described =
-                bytes[DESCRIPTOR_SLAB as usize * descriptor::LEN..][..descriptor::LEN].iter().any(|&b| b != 0);
-            if group > 0 && !described && !self.replay.descriptors.contains_key(&own) {
-                break;
-            }
             for (raw, index) in bytes.chunks_exact(descriptor::LEN).zip(first..first + count) {
                 let slab = SlabNo(index);
                 let raw = self.replay.descriptors.get(&slab).map_or(raw, |image| image.as_slice());
@@ -330,12 +323,7 @@ impl Recovered {
             Err(_) if !self.bad_slots.is_empty() || !self.bad_descriptors.is_empty() => return Ok(()),
             Err(error) => return Err(error),
         };
-        let described = self.descriptors.len() as u64;
-        if slab_count > described && slab_count <= file_len / SLAB_LEN {
-            let bad = Bad::new("CON-13", "a group whose descriptor slab is free", "a reserved slab");
-            return Err(bad.at("slab descriptor", Place::Slab(SlabNo(described + DESCRIPTOR_SLAB))).into());
-        }
-        if slab_count > described {
+        if slab_count > self.descriptors.len() as u64 {
             return Err(Error::Truncated { found: file_len, expected: slab_count.saturating_mul(SLAB_LEN) });
         }
         // What the file has beyond has never counted (CON-14).

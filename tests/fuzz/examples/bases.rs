@@ -1,0 +1,67 @@
+//! Writes the bases that are not vectors of the specification: `cargo run --example bases` in `tests/fuzz`.
+//!
+//! Kept for the record: inputs of the corpus are changes of the files as they are, so existing ones are not written again.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use pitstop_format::testing::SimDisk;
+use pitstop_format::{Container, CreateOptions, OpenMode, VolumeIo};
+
+const GIB: u64 = 1 << 30;
+
+fn dump(disk: &SimDisk) -> String {
+    let bytes = disk.bytes();
+    let mut text = format!("length {}\n", bytes.len());
+    for (sector, offset) in bytes.chunks(512).zip((0..).step_by(512)) {
+        if sector.iter().any(|byte| *byte != 0) {
+            write!(text, "{offset} ").expect("text grows");
+            sector.iter().for_each(|byte| write!(text, "{byte:02x}").expect("text grows"));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn build(disk: &Arc<SimDisk>) -> pitstop_format::Result<Container> {
+    let options = CreateOptions { journal_len_bytes: 256 << 10, label: "wide".to_owned() };
+    Container::create(disk.clone(), &options)?;
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite)?;
+    let io = |name: &str| container.volume(name).map(|volume| VolumeIo::new(&container, volume));
+    container.create_volume("a", 5 * GIB)?;
+    io("a")?.write_at(&[1; 512], 0)?;
+    io("a")?.write_at(&[2; 512], 4 * GIB + (1 << 18))?;
+    io("a")?.discard(2 * GIB..4 * GIB)?;
+    container.snapshot("a", "b")?;
+    io("b")?.write_at(&[3; 512], 512)?;
+    container.snapshot("b", "c")?;
+    io("c")?.write_at(&[4; 512], 1024)?;
+    io("a")?.write_at(&[5; 512], 1 << 18)?;
+    container.create_volume("small", GIB)?;
+    io("small")?.write_at(&[6; 512], 0)?;
+    container.snapshot("c", "d")?;
+    container.snapshot("small", "e")?;
+    container.refresh("e", "c")?;
+    container.delete_volume("d")?;
+    container.delete_volume("b")?;
+    io("a")?.flush()?;
+    Ok(container)
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bases");
+    for (name, clean) in [("wide-clean", true), ("wide-journal", false)] {
+        let path = folder.join(name).with_extension("txt");
+        if path.exists() {
+            continue;
+        }
+        let disk = SimDisk::new();
+        let container = build(&disk)?;
+        if clean {
+            container.close()?;
+        }
+        std::fs::write(path, dump(&disk))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Opens a container that somebody else made and works with it as the daemon and the command would.
+//!
+//! What must hold of any bytes: nothing panics, hangs or takes memory without bound. What must hold once opening for
+//! writing has accepted them: a volume shows what was written to it, and nothing that was written to another; what the
+//! container showed it goes on showing, over a snapshot, background work, and closing and opening again; the work breaks
+//! no rule that was not broken before; a container that the checker calls clean opens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pitstop_format::check::{CheckReport, Outcome, Severity, check};
+use pitstop_format::testing::SimDisk;
+use pitstop_format::{Container, Disk, Error, OpenMode, VolumeIo};
+
+const BLOCK: usize = 4096;
+/// Volumes that are looked at.
+const VOLUMES: usize = 4;
+/// Bytes that the file may grow by.
+const GROWTH: u64 = 64 << 20;
+
+type Shown = BTreeMap<(String, u64), Vec<u8>>;
+
+/// Does everything that is to be done with one container.
+pub fn exercise(disk: &Arc<SimDisk>) {
+    let before = check(&**disk);
+    let (_, writes) = disk.counts();
+    let read_only = Container::open(disk.clone(), OpenMode::ReadOnly);
+    if let Ok(container) = &read_only {
+        describe(container);
+        drop(shown(container));
+    }
+    assert_eq!(disk.counts().1, writes, "opening for reading has written");
+    drop(read_only);
+    disk.limit(Some(disk.len().expect("a disk in memory has a length") + GROWTH));
+    let container = match Container::open(disk.clone(), OpenMode::ReadWrite) {
+        Ok(container) => container,
+        Err(error) => {
+            let clean = before.as_ref().is_ok_and(|report| report.outcome() == Outcome::Clean);
+            let refused = match &error {
+                Error::ReadOnlyFeatures { .. } => true,
+                Error::Corrupt(why) => why.rule == "CON-18",
+                _ => false,
+            };
+            assert!(!clean || refused, "the checker calls clean what cannot be opened: {error}");
+            return;
+        }
+    };
+    let known = broken(before.as_ref().unwrap_or_else(|error| panic!("opened, but not to be checked: {error}")));
+    let kept = work(&container);
+    let failed = container.failure().is_some();
+    assert!(!failed, "the container failed on a disk without faults: {:?}", container.failure());
+    container.close().unwrap_or_else(|error| panic!("closing: {error}"));
+    let after = check(&**disk).unwrap_or_else(|error| panic!("checking after the work: {error}"));
+    let new: Vec<_> = after.findings.iter().filter(|found| is_worse(found.id, &known, found.severity)).collect();
+    assert!(new.is_empty(), "the work has broken rules: {new:#?} before: {before:#?}");
+    let container = match Container::open(disk.clone(), OpenMode::ReadWrite) {
+        Ok(container) => container,
+        Err(error) => panic!("opening again: {error}"),
+    };
+    compare(&kept, &shown(&container));
+}
+
+/// Corruptions, by id.
+fn broken(report: &CheckReport) -> BTreeSet<&'static str> {
+    report.findings.iter().filter(|found| found.severity != Severity::Note).map(|found| found.id).collect()
+}
+
+fn is_worse(id: &str, known: &BTreeSet<&'static str>, severity: Severity) -> bool {
+    // An entry that names a free slab is never followed; the slab is given to another, and then both name it.
+    let follows = id == "CHK-17" && known.contains("CHK-16");
+    severity != Severity::Note && !known.contains(id) && !follows
+}
+
+/// What the container says of itself.
+fn describe(container: &Container) {
+    drop(format!("{:?} {:?} {:?}", container.info(), container.volumes(), container.layers()));
+}
+
+fn names(container: &Container) -> Vec<String> {
+    container.volumes().into_iter().map(|volume| volume.name).take(VOLUMES).collect()
+}
+
+/// Places of a volume that are looked at: around chunks and tables, and its last block.
+fn places(size: u64) -> impl Iterator<Item = u64> {
+    let last = (size - 1) / BLOCK as u64 * BLOCK as u64;
+    let chunk = 256 << 10;
+    let table = 2u64 << 30;
+    [0, BLOCK as u64, chunk, 2 * chunk, 3 << 20, table, 2 * table, 2 * table + chunk, last]
+        .into_iter()
+        .filter(move |at| *at <= last)
+}
+
+/// The blocks that can be read.
+fn shown(container: &Container) -> Shown {
+    let mut shown = Shown::new();
+    for name in names(container) {
+        let Ok(volume) = container.volume(&name) else { continue };
+        let (size, io) = (volume.size(), VolumeIo::new(container, volume));
+        for at in places(size) {
+            drop(io.block_status(at..size.min(at + (1 << 20))));
+        }
+        for at in places(size) {
+            let mut block = vec![0; (size - at).min(BLOCK as u64) as usize];
+            if io.read_at(&mut block, at).is_ok() {
+                shown.insert((name.clone(), at), block);
+            }
+        }
+    }
+    shown
+}
+
+fn compare(expected: &Shown, found: &Shown) {
+    for (place, block) in expected {
+        let Some(now) = found.get(place) else { panic!("{place:?} cannot be read any more") };
+        assert!(now == block, "{place:?} shows {:?}..., not {:?}...", &now[..8], &block[..8]);
+    }
+}
+
+/// Writes a block of its own to each place, and keeps the account.
+fn stamp(container: &Container, kept: &mut Shown, round: u8) {
+    for (number, name) in names(container).into_iter().enumerate() {
+        let Ok(volume) = container.volume(&name) else { continue };
+        let (size, io) = (volume.size(), VolumeIo::new(container, volume));
+        for (index, at) in places(size).enumerate() {
+            if (index + number + usize::from(round)) % 2 == 0 {
+                continue;
+            }
+            let len = (size - at).min(BLOCK as u64) as usize;
+            let mut block = format!("round {round} of {name} at {at}").into_bytes();
+            block.resize(len, round);
+            match io.write_at(&block, at) {
+                Ok(()) => drop(kept.insert((name.clone(), at), block)),
+                Err(Error::Corrupt(_) | Error::NoSpace { .. }) => {}
+                Err(error) => panic!("write to {name} at {at}: {error}"),
+            }
+        }
+    }
+}
+
+/// Gives up a place of each volume, in the middle of a chunk or by the table.
+fn discard(container: &Container, kept: &mut Shown) {
+    for name in names(container) {
+        let Ok(volume) = container.volume(&name) else { continue };
+        let (size, io) = (volume.size(), VolumeIo::new(container, volume));
+        // A whole table is a thing of its own, and takes its time: one volume is enough.
+        let far = 2u64 << 30;
+        let whole = if name == "fuzz-copy" { far..2 * far } else { far..far + (1 << 19) };
+        for range in [BLOCK as u64..8192, whole] {
+            if range.end <= size && tolerate("discard", io.discard(range.clone())).is_some() {
+                let given_up = kept.iter_mut().filter(|((of, at), _)| *of == name && range.contains(at));
+                given_up.for_each(|(_, block)| block.fill(0));
+            } else {
+                kept.retain(|(of, at), _| *of != name || !range.contains(at));
+            }
+        }
+    }
+}
+
+/// Whether an error is a refusal that a hostile but accepted container may bring about.
+fn tolerate<T>(what: &str, result: Result<T, Error>) -> Option<T> {
+    match result {
+        Ok(done) => Some(done),
+        Err(
+            Error::Corrupt(_)
+            | Error::NoSpace { .. }
+            | Error::TooManyLayers { .. }
+            | Error::VolumeExists { .. }
+            | Error::NoSuchVolume { .. },
+        ) => None,
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// Commands and writes; returns what the volumes show at the end.
+fn work(container: &Container) -> Shown {
+    let mut kept = shown(container);
+    stamp(container, &mut kept, 1);
+    compare(&kept, &shown(container));
+    tolerate("commit", container.commit());
+    let first = names(container).into_iter().next();
+    if let Some(name) = &first
+        && tolerate("snapshot", container.snapshot(name, "fuzz-copy")).is_some()
+    {
+        let copied = kept.iter().filter(|((of, _), _)| of == name);
+        let copied: Vec<_> = copied.map(|((_, at), block)| (("fuzz-copy".to_owned(), *at), block.clone())).collect();
+        kept.extend(copied);
+    }
+    if tolerate("create", container.create_volume("fuzz-new", 3 << 30)).is_some() {
+        let io = VolumeIo::new(container, container.volume("fuzz-new").expect("made just now"));
+        for at in places(3 << 30) {
+            let mut block = vec![1; BLOCK];
+            if tolerate("read", io.read_at(&mut block, at)).is_some() {
+                assert!(block == vec![0; BLOCK], "a new volume shows {:?}... at {at}", &block[..8]);
+            }
+        }
+    }
+    stamp(container, &mut kept, 2);
+    discard(container, &mut kept);
+    tolerate("background work", container.settle(60));
+    // As a user would: the copy takes the contents of the last volume.
+    if let Some(last) = names(container).into_iter().next_back()
+        && last != "fuzz-copy"
+        && tolerate("refresh", container.refresh("fuzz-copy", &last)).is_some()
+    {
+        kept.retain(|(name, _), _| name != "fuzz-copy");
+    }
+    if let Some(name) = &first
+        && tolerate("delete", container.delete_volume(name)).is_some()
+    {
+        kept.retain(|(of, _), _| of != name);
+    }
+    tolerate("background work", container.settle(200));
+    // Names beyond the first few come into view when one is deleted.
+    let now = shown(container);
+    kept.retain(|(name, _), _| now.keys().any(|(there, _)| there == name));
+    compare(&kept, &now);
+    kept
+}
+
+/// Opens the bytes as a container file of their own length.
+pub fn exercise_bytes(bytes: &[u8]) {
+    let disk = SimDisk::new();
+    disk.grow(bytes.len() as u64).expect("a disk in memory grows");
+    disk.write_at(bytes, 0).expect("within the disk");
+    exercise(&disk);
+}
