@@ -1,6 +1,6 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test interleavings demo kill-soak fuzz fuzz-smoke lint fmt clean-guests
+.PHONY: help build test interleavings demo crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
@@ -9,6 +9,9 @@ ITERATIONS ?= 600
 SEED ?= 1
 SCENARIO ?=
 SCHEDULE ?=
+# For crash-soak: how long, and which seeds. About 7,000 crash states a seed.
+DURATION ?= 3600
+SEEDS ?= 1000..1000000
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,10 @@ demo: ## golden image, CI guests, refresh: the whole story with a Debian guest (
 
 kill-soak: ## kill the daemon KILLS times under guests' I/O and commands (root: mounts with FUSE)
 	PITSTOP_KILLS=$(KILLS) cargo test --release --package pitstop-backend --test kill -- --nocapture
+
+crash-soak: ## judge millions of crash states: DURATION=3600 SEEDS=1000..1000000
+	PITSTOP_MODEL_SEEDS=$(SEEDS) PITSTOP_MODEL_SECONDS=$(DURATION) \
+		cargo test --package pitstop-format --test model -- --nocapture
 
 lint: ## what CI asks of the sources: format and clippy without warnings
 	cargo fmt --all --check

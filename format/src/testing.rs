@@ -1,75 +1,131 @@
 //! A simulated disk that loses, tears and reorders whatever was not synced.
 //!
-//! Role: crash tests. It records every write and sync; [`Crash`] then walks the record and builds the disks that a crash
-//! at each point could have left. Does not: model a disk that breaks its promises after a sync.
+//! Role: crash and fault tests. It records the beginning and the end of every write and sync; [`Crash`] then walks the
+//! record and builds the disks that a crash at each point could have left. Invariant: a sync covers the writes that had
+//! completed when it began and no others; a durable write may be torn until it has ended; growth may be lost until a sync
+//! has covered it. Does not: model a disk that breaks its promises after a sync.
 
-use std::collections::BTreeMap;
+mod crash;
+mod pages;
+
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, PoisonError};
+
+use crash::SECTOR;
+pub use crash::{Crash, CrashDisk, Fate};
+use pages::Pages;
 
 use crate::disk::Disk;
 use crate::sync::{Mutex, MutexGuard};
 
-const PAGE: u64 = 4096;
-/// Bytes that a crash never tears (CON-3).
-const SECTOR: usize = 512;
-
-type Pages = BTreeMap<u64, Arc<[u8; PAGE as usize]>>;
-
-/// Something that happened to the disk.
+/// Something that happened to the disk. Writes and syncs are numbered together.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// Bytes were written; with `durable`, they cannot be lost any more.
+    /// A write was issued: from now on any of its sectors may have reached the disk.
     Write {
+        /// The write's number.
+        id: u64,
         /// Byte offset.
         offset: u64,
         /// The bytes.
         bytes: Arc<Vec<u8>>,
-        /// Written with a durable write.
-        durable: bool,
     },
-    /// All earlier writes became durable.
-    Sync,
+    /// The write has completed: syncs that begin later cover it.
+    Completed(u64),
+    /// The write was a durable one and has completed: its bytes cannot be lost any more.
+    Durable(u64),
+    /// A sync was issued.
+    SyncBegun(u64),
+    /// The sync has ended: what had completed when it began is durable.
+    SyncEnded(u64),
     /// The disk grew to this many bytes.
     Grow(u64),
-    /// A remark of the test's.
-    Mark(u64),
 }
 
 /// Which request a fault hits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// Writes.
-    Write,
     /// Reads.
     Read,
-    /// Syncs and durable writes.
+    /// Writes that are not durable ones.
+    Write,
+    /// Durable writes.
+    Durable,
+    /// Syncs.
     Sync,
     /// Growth.
     Grow,
 }
 
+/// A failure to come. A write that fails has written every other one of its sectors.
+#[derive(Debug, Clone, Copy)]
+pub struct Injection {
+    /// What fails.
+    pub fault: Fault,
+    /// Requests of this kind that still succeed.
+    pub after: u64,
+    /// Only the next one fails, or all from then on.
+    pub once: bool,
+    /// The error's number, as the operating system gives it.
+    pub errno: i32,
+}
+
+/// A blocking request that is in the middle: issued, not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Middle {
+    /// A write.
+    Write,
+    /// A durable write.
+    Durable,
+    /// A sync.
+    Sync,
+}
+
+/// What runs in the middle of blocking requests.
+type Hook = Box<dyn FnMut(Middle) + Send>;
+
 #[derive(Debug, Default)]
 struct Inner {
     pages: Pages,
     len: u64,
+    /// Stands for the bytes as they were before the first write.
+    hash: u64,
     record: Option<Vec<Event>>,
     limit: Option<u64>,
-    fault: Option<(Fault, u64)>,
+    injection: Option<Injection>,
+    /// Failures that were injected.
+    injected: u64,
     reads: u64,
     writes: u64,
+    requests: HashMap<Fault, u64>,
+    next_id: u64,
+    /// Writes issued and not completed: what reads do not show yet.
+    issued: HashMap<u64, (u64, Arc<Vec<u8>>)>,
 }
 
 /// A disk in memory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct SimDisk {
     inner: Mutex<Inner>,
+    hook: Mutex<Option<Hook>>,
+}
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimDisk").field("len", &self.lock().len).finish_non_exhaustive()
+    }
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    fn with(pages: Pages, len: u64, hash: u64) -> Arc<Self> {
+        let inner = Inner { pages, len, hash, ..Inner::default() };
+        Arc::new(Self { inner: Mutex::new(inner), hook: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -79,26 +135,34 @@ impl SimDisk {
     /// A disk with the same bytes, recording nothing.
     pub fn copy(&self) -> Arc<Self> {
         let inner = self.lock();
-        let copy = Inner { pages: inner.pages.clone(), len: inner.len, ..Inner::default() };
-        Arc::new(Self { inner: Mutex::new(copy) })
+        Self::with(inner.pages.clone(), inner.len, inner.hash)
     }
 
     /// Begins to record; returns the state from which [`Crash`] starts, in which everything counts as durable.
     pub fn record(&self) -> Crash {
         let mut inner = self.lock();
         inner.record = Some(Vec::new());
-        Crash { durable: inner.pages.clone(), len: inner.len, pending: Vec::new() }
+        Crash::new(inner.pages.clone(), inner.len, inner.hash)
     }
 
     /// Takes the events recorded so far.
     pub fn take_events(&self) -> Vec<Event> {
-        self.lock().record.replace(Vec::new()).unwrap_or_default()
+        match &mut self.lock().record {
+            Some(record) => std::mem::take(record),
+            None => Vec::new(),
+        }
     }
 
-    /// Notes a remark in the record.
-    pub fn mark(&self, mark: u64) {
-        if let Some(record) = &mut self.lock().record {
-            record.push(Event::Mark(mark));
+    /// Calls `hook` in the middle of every blocking write and sync, but not in the middle of what the hook itself does.
+    pub fn set_hook(&self, hook: Option<Hook>) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = hook;
+    }
+
+    fn call_hook(&self, middle: Middle) {
+        let taken = self.hook.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut hook) = taken {
+            hook(middle);
+            self.set_hook(Some(hook));
         }
     }
 
@@ -107,9 +171,14 @@ impl SimDisk {
         self.lock().limit = len;
     }
 
-    /// Fails requests of this kind after `after` more of them, until told otherwise.
-    pub fn fail(&self, fault: Option<(Fault, u64)>) {
-        self.lock().fault = fault;
+    /// Fails requests as the injection says, until told otherwise.
+    pub fn fail(&self, injection: Option<Injection>) {
+        self.lock().injection = injection;
+    }
+
+    /// Failures injected so far.
+    pub fn failures(&self) -> u64 {
+        self.lock().injected
     }
 
     /// Numbers of reads and writes so far.
@@ -118,78 +187,120 @@ impl SimDisk {
         (inner.reads, inner.writes)
     }
 
+    /// Requests of one kind so far, failed ones included.
+    pub fn requests(&self, kind: Fault) -> u64 {
+        self.lock().requests.get(&kind).copied().unwrap_or(0)
+    }
+
     /// Flips the bits of `mask` in the byte at `offset`.
     pub fn flip(&self, offset: u64, mask: u8) {
         let mut inner = self.lock();
-        let page = inner.pages.entry(offset / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
-        Arc::make_mut(page)[(offset % PAGE) as usize] ^= mask;
+        let mut byte = [0];
+        inner.pages.read(&mut byte, offset);
+        inner.pages.write(&[byte[0] ^ mask], offset);
     }
 
     /// Cuts the disk to `len` bytes.
     pub fn truncate(&self, len: u64) {
         let mut inner = self.lock();
         inner.len = len;
-        inner.pages.retain(|page, _| page * PAGE < len);
+        inner.pages.truncate(len);
     }
 
     /// All bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let inner = self.lock();
         let mut bytes = vec![0; inner.len as usize];
-        read_pages(&inner.pages, &mut bytes, 0);
+        inner.pages.read(&mut bytes, 0);
         bytes
+    }
+
+    /// Issues a write; it ends with [`SimDisk::end_write`] or [`SimDisk::end_durable_write`]. Reads show it from then on.
+    pub fn begin_write(&self, buf: &[u8], offset: u64) -> io::Result<u64> {
+        self.lock().begin_write(buf, offset)
+    }
+
+    /// The write has completed.
+    pub fn end_write(&self, id: u64) {
+        self.lock().end_write(id, Event::Completed(id));
+    }
+
+    /// The write was a durable one, and has completed.
+    pub fn end_durable_write(&self, id: u64) {
+        self.lock().end_write(id, Event::Durable(id));
+    }
+
+    /// Issues a sync; it ends with [`SimDisk::end_sync`].
+    pub fn begin_sync(&self) -> u64 {
+        let mut inner = self.lock();
+        let id = inner.new_id();
+        inner.note(Event::SyncBegun(id));
+        id
+    }
+
+    /// The sync has ended.
+    pub fn end_sync(&self, id: u64) {
+        self.lock().note(Event::SyncEnded(id));
     }
 }
 
 impl Inner {
-    fn check(&mut self, kind: Fault) -> io::Result<()> {
-        match &mut self.fault {
-            Some((fault, 0)) if *fault == kind => Err(io::Error::other("injected fault")),
-            Some((fault, left)) if *fault == kind => {
-                *left -= 1;
-                Ok(())
-            }
-            _ => Ok(()),
+    fn note(&mut self, event: Event) {
+        if let Some(record) = &mut self.record {
+            record.push(event);
         }
     }
 
-    fn write(&mut self, buf: &[u8], offset: u64, durable: bool) -> io::Result<()> {
-        self.check(if durable { Fault::Sync } else { Fault::Write })?;
-        if offset + buf.len() as u64 > self.len {
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn check(&mut self, kind: Fault) -> io::Result<()> {
+        *self.requests.entry(kind).or_default() += 1;
+        let Some(injection) = self.injection.as_mut().filter(|injection| injection.fault == kind) else {
+            return Ok(());
+        };
+        if injection.after > 0 {
+            injection.after -= 1;
+            return Ok(());
+        }
+        let error = io::Error::from_raw_os_error(injection.errno);
+        if injection.once {
+            self.injection = None;
+        }
+        self.injected += 1;
+        Err(error)
+    }
+
+    /// Refuses a write if it is to fail: every other sector of it has been written then.
+    fn check_write(&mut self, kind: Fault, buf: &[u8], offset: u64) -> io::Result<()> {
+        let outcome = self.check(kind);
+        if outcome.is_err() {
+            for (sector, at) in buf.chunks(SECTOR).zip((offset..).step_by(SECTOR)).step_by(2) {
+                let id = self.begin_write(sector, at)?;
+                self.end_write(id, Event::Completed(id));
+            }
+        }
+        outcome
+    }
+
+    fn begin_write(&mut self, buf: &[u8], offset: u64) -> io::Result<u64> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "write beyond the end of the disk"));
         }
         self.writes += 1;
-        write_pages(&mut self.pages, buf, offset);
-        if let Some(record) = &mut self.record {
-            record.push(Event::Write { offset, bytes: Arc::new(buf.to_vec()), durable });
-        }
-        Ok(())
+        let id = self.new_id();
+        let bytes = Arc::new(buf.to_vec());
+        self.note(Event::Write { id, offset, bytes: bytes.clone() });
+        self.issued.insert(id, (offset, bytes));
+        Ok(id)
     }
-}
 
-fn read_pages(pages: &Pages, buf: &mut [u8], offset: u64) {
-    let mut done = 0;
-    while done < buf.len() {
-        let at = offset + done as u64;
-        let within = (at % PAGE) as usize;
-        let len = (PAGE as usize - within).min(buf.len() - done);
-        match pages.get(&(at / PAGE)) {
-            Some(page) => buf[done..done + len].copy_from_slice(&page[within..within + len]),
-            None => buf[done..done + len].fill(0),
-        }
-        done += len;
-    }
-}
-
-fn write_pages(pages: &mut Pages, buf: &[u8], offset: u64) {
-    let mut done = 0;
-    while done < buf.len() {
-        let at = offset + done as u64;
-        let within = (at % PAGE) as usize;
-        let len = (PAGE as usize - within).min(buf.len() - done);
-        let page = pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
-        Arc::make_mut(page)[within..within + len].copy_from_slice(&buf[done..done + len]);
-        done += len;
+    fn end_write(&mut self, id: u64, event: Event) {
+        let (offset, bytes) = self.issued.remove(&id).expect("a write ends once");
+        self.pages.write(&bytes, offset);
+        self.note(event);
     }
 }
 
@@ -205,24 +316,31 @@ impl Disk for SimDisk {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         inner.reads += 1;
-        read_pages(&inner.pages, buf, offset);
+        inner.pages.read(buf, offset);
         Ok(())
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.lock().write(buf, offset, false)
+        self.lock().check_write(Fault::Write, buf, offset)?;
+        let id = self.begin_write(buf, offset)?;
+        self.call_hook(Middle::Write);
+        self.end_write(id);
+        Ok(())
     }
 
     fn write_at_durable(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.lock().write(buf, offset, true)
+        self.lock().check_write(Fault::Durable, buf, offset)?;
+        let id = self.begin_write(buf, offset)?;
+        self.call_hook(Middle::Durable);
+        self.end_durable_write(id);
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut inner = self.lock();
-        inner.check(Fault::Sync)?;
-        if let Some(record) = &mut inner.record {
-            record.push(Event::Sync);
-        }
+        self.lock().check(Fault::Sync)?;
+        let id = self.begin_sync();
+        self.call_hook(Middle::Sync);
+        self.end_sync(id);
         Ok(())
     }
 
@@ -239,82 +357,8 @@ impl Disk for SimDisk {
         }
         if len > inner.len {
             inner.len = len;
-            if let Some(record) = &mut inner.record {
-                record.push(Event::Grow(len));
-            }
+            inner.note(Event::Grow(len));
         }
         Ok(())
-    }
-}
-
-/// The disks that a crash could leave, as the record is walked.
-#[derive(Debug, Clone)]
-pub struct Crash {
-    durable: Pages,
-    len: u64,
-    pending: Vec<(u64, Arc<Vec<u8>>)>,
-}
-
-/// What happens to one sector that was written and not synced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It reached the disk.
-    Kept,
-    /// It did not.
-    Lost,
-}
-
-impl Crash {
-    /// Goes on by one event.
-    pub fn step(&mut self, event: &Event) {
-        match event {
-            Event::Write { offset, bytes, durable: true } => {
-                // Older pending bytes of the same place must not land on top of it.
-                self.pending.push((*offset, bytes.clone()));
-                self.settle(*offset, bytes.len() as u64);
-            }
-            Event::Write { offset, bytes, durable: false } => self.pending.push((*offset, bytes.clone())),
-            Event::Sync => {
-                for (offset, bytes) in self.pending.drain(..) {
-                    write_pages(&mut self.durable, &bytes, offset);
-                }
-            }
-            Event::Grow(len) => self.len = *len,
-            Event::Mark(_) => {}
-        }
-    }
-
-    /// Makes the bytes of one range durable and keeps the rest pending.
-    fn settle(&mut self, offset: u64, len: u64) {
-        let end = offset + len;
-        for (start, bytes) in std::mem::take(&mut self.pending) {
-            for (sector, at) in bytes.chunks(SECTOR).zip((start..).step_by(SECTOR)) {
-                if at >= offset && at < end {
-                    write_pages(&mut self.durable, sector, at);
-                } else {
-                    self.pending.push((at, Arc::new(sector.to_vec())));
-                }
-            }
-        }
-    }
-
-    /// Writes that a crash now could lose.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
-    }
-
-    /// The disk after a crash now, where `fate` decides about each unsynced sector (numbered from the oldest).
-    pub fn disk(&self, mut fate: impl FnMut(usize) -> Fate) -> Arc<SimDisk> {
-        let mut pages = self.durable.clone();
-        let mut number = 0;
-        for (offset, bytes) in &self.pending {
-            for (sector, at) in bytes.chunks(SECTOR).zip((*offset..).step_by(SECTOR)) {
-                if fate(number) == Fate::Kept {
-                    write_pages(&mut pages, sector, at);
-                }
-                number += 1;
-            }
-        }
-        Arc::new(SimDisk { inner: Mutex::new(Inner { pages, len: self.len, ..Inner::default() }) })
     }
 }

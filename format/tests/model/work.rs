@@ -1,0 +1,369 @@
+//! The workload: which operation comes next, and commands, which block while everything else goes on in their middle.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use pitstop_format::testing::SimDisk;
+use pitstop_format::{Container, CreateOptions, LayerInfo, OpenMode, ZeroKind};
+
+use crate::common::compare::{Comparer, Shown};
+use crate::common::promises::{Change, Model, Volume, When};
+use crate::crashes::{Counts, Crashes};
+use crate::request::{Stage, State};
+use crate::world::{Coverage, World};
+
+const OPERATIONS: u64 = 120;
+const MIB: u64 = 1 << 20;
+const SMALL: [u64; 4] = [MIB, MIB + 512, 768 << 10, (256 << 10) - 4096];
+/// More than one page of chunk entries, more than one table.
+const PAGED: [u64; 4] = [40 * MIB, 33 * MIB + 512, MIB, 2 * MIB];
+const TABLED: [u64; 4] = [2048 * MIB + 40 * MIB, 2048 * MIB + 512, 40 * MIB, MIB];
+const JOURNALS: [u64; 8] = [256 << 10, 256 << 10, 256 << 10, 512 << 10, 256 << 10, 512 << 10, MIB, 4 * MIB];
+
+/// The world, and what kind of world it is.
+pub struct Work {
+    world: Arc<Mutex<World>>,
+    sizes: [u64; 4],
+}
+
+/// Runs one seed.
+pub fn run(seed: u64) -> (Counts, Coverage) {
+    let mut work = Work::new(seed);
+    work.create();
+    work.create();
+    for _ in 0..OPERATIONS {
+        work.operation();
+    }
+    work.finish_all();
+    work.blocking(|container| container.settle(10_000).unwrap());
+    let mut world = work.lock();
+    world.compare();
+    world.disk.set_hook(None);
+    (world.crashes.counts, world.coverage)
+}
+
+fn doomed(layers: &[LayerInfo]) -> usize {
+    layers.iter().filter(|layer| layer.kind == "doomed").count()
+}
+
+impl Work {
+    fn new(seed: u64) -> Self {
+        let disk = SimDisk::new();
+        let journal_len_bytes = JOURNALS[(seed / 3 % 8) as usize];
+        let options = CreateOptions { journal_len_bytes, ..CreateOptions::default() };
+        Container::create(disk.clone(), &options).unwrap();
+        let crashes = Crashes::new(disk.record(), seed);
+        let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+        let world = Arc::new(Mutex::new(World::new(seed, disk, container, crashes, journal_len_bytes)));
+        let sizes = match seed % 8 {
+            0..5 => SMALL,
+            5 | 6 => PAGED,
+            _ => TABLED,
+        };
+        let work = Self { world, sizes };
+        work.hook();
+        work.lock().examine();
+        work
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Lets everything else go on in the middle of the disk's blocking requests.
+    fn hook(&self) {
+        let world = Arc::downgrade(&self.world);
+        self.lock().disk.set_hook(Some(Box::new(move |_| {
+            if let Some(world) = world.upgrade() {
+                world.lock().unwrap().in_the_middle();
+            }
+        })));
+    }
+
+    /// Runs something that blocks; the world is not locked meanwhile.
+    fn blocking<T>(&self, operation: impl FnOnce(&Container) -> T) -> T {
+        let container = {
+            let mut world = self.lock();
+            world.finish_leaders();
+            world.container.clone()
+        };
+        let result = operation(&container);
+        self.lock().examine();
+        result
+    }
+
+    /// Runs a command that leads from the model to what `change` makes of it.
+    fn command(&self, target: Option<u64>, change: Change, operation: impl FnOnce(&Container)) {
+        {
+            let mut world = self.lock();
+            // Leaders first: what they examine is not the command's.
+            world.finish_leaders();
+            world.note(format!("{:?}", Named(&change)));
+            (world.target, world.change) = (target, Some(change));
+            world.crashes.promises_changed();
+        }
+        self.blocking(operation);
+        let mut world = self.lock();
+        if let Some(change) = world.change.take() {
+            change.apply(&mut world.model);
+        }
+        world.target = None;
+        world.crashes.promises_changed();
+        world.promised();
+    }
+
+    fn create(&mut self) {
+        let (name, volume) = {
+            let mut world = self.lock();
+            let size = self.sizes[world.rng.below(4) as usize];
+            let life = world.fresh_life();
+            (world.fresh_name(), Arc::new(Volume::new(size, life)))
+        };
+        let (given, size) = (name.clone(), volume.size);
+        self.command(None, Change::Put(name, volume), |container| drop(container.create_volume(&given, size).unwrap()));
+    }
+
+    fn delete(&mut self, name: &str) {
+        let life = self.lock().model[name].life;
+        self.lock().coverage.deletes += 1;
+        self.command(Some(life), Change::Remove(name.to_owned()), |container| container.delete_volume(name).unwrap());
+    }
+
+    fn rename(&mut self, name: &str) {
+        let (life, new_name) = {
+            let mut world = self.lock();
+            (world.model[name].life, world.fresh_name())
+        };
+        let change = Change::Rename(name.to_owned(), new_name.clone());
+        self.command(Some(life), change, |container| container.rename_volume(name, &new_name).unwrap());
+    }
+
+    /// Snapshot or refresh. Between the instant and the end everything goes on.
+    fn copy(&mut self, source: &str, target: Option<&str>) {
+        let name = target.map_or_else(|| self.lock().fresh_name(), str::to_owned);
+        self.lock().note(format!("copy of {source} to {name}"));
+        let pending = self.blocking(|container| match target {
+            None => container.begin_snapshot(source, &name).unwrap(),
+            Some(target) => container.begin_refresh(target, source).unwrap(),
+        });
+        let (life, source_life, instant) = {
+            let mut world = self.lock();
+            world.coverage.copies += 1;
+            let life = world.fresh_life();
+            let source = world.model[source].clone();
+            world.coming = Some(Arc::new(source.copy(life)));
+            for request in &mut world.requests {
+                if request.life == source.life && matches!(request.state, State::Active { .. }) {
+                    request.copies.push(life);
+                }
+            }
+            (life, source.life, world.time)
+        };
+        let between = self.lock().rng.below(12);
+        for _ in 0..between {
+            self.small_operation();
+        }
+        while !pending.is_sealed() {
+            self.small_operation();
+        }
+        let (copy, old) = {
+            let mut world = self.lock();
+            // Zeros that were only metadata do not keep a layer from being sealed: they were complete when planned.
+            world.end_in_copy(life);
+            let mut copy = world.coming.take().unwrap();
+            // It shows the instant, and durably so, from the moment that it is there.
+            Arc::make_mut(&mut copy).seal();
+            Arc::make_mut(&mut copy).flush(u64::MAX);
+            assert_eq!(copy.life, life);
+            (copy, target.map(|target| world.model[target].life))
+        };
+        self.command(old, Change::Put(name, copy), |_| drop(pending.finish().unwrap()));
+        let mut world = self.lock();
+        // The source stands on the same frozen layer.
+        world.flushed(source_life, instant);
+        world.promised();
+    }
+
+    /// What may come at any time, also while a copy is under way.
+    fn small_operation(&self) {
+        let mut world = self.lock();
+        let Some(name) = world.pick() else { return };
+        match world.rng.below(100) {
+            0..55 => world.step_any(),
+            55..77 => world.begin_request(&name, None),
+            77..79 => world.begin_request(&name, Some(ZeroKind::Discard)),
+            79..81 => world.begin_request(&name, Some(ZeroKind::WriteZeroes)),
+            81..86 => world.begin_flush(&name),
+            86..89 => world.begin_read(&name),
+            _ => {
+                let steps = 1 + world.rng.below(6) as usize;
+                drop(world);
+                self.maintain(steps);
+            }
+        }
+    }
+
+    fn maintain(&self, steps: usize) {
+        for _ in 0..steps {
+            let before = self.lock().container.layers();
+            self.blocking(|container| container.maintain().unwrap());
+            let mut world = self.lock();
+            let after = world.container.layers();
+            world.coverage.merges += u64::from(doomed(&after) > doomed(&before));
+            world.coverage.reclaims += u64::from(after.len() < before.len());
+        }
+    }
+
+    fn commit(&self) {
+        let began = {
+            let mut world = self.lock();
+            world.finish_leaders();
+            world.time
+        };
+        self.blocking(|container| container.commit().unwrap());
+        let mut world = self.lock();
+        world.all_flushed(began);
+        world.promised();
+    }
+
+    /// Takes everything that is under way to its end.
+    fn finish_all(&self) {
+        let mut world = self.lock();
+        while !world.readings.is_empty() {
+            world.end_read(0);
+        }
+        drop(world);
+        loop {
+            let mut world = self.lock();
+            if world.requests.is_empty() && world.flushes.is_empty() {
+                return;
+            }
+            for _ in 0..10 {
+                world.step_any();
+            }
+            drop(world);
+            self.maintain(1);
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.finish_all();
+        let close = {
+            let mut world = self.lock();
+            // Nothing may begin any more: it would outlive its container.
+            world.disk.set_hook(None);
+            world.note("reopen".to_owned());
+            world.coverage.reopened += 1;
+            world.rng.chance(50)
+        };
+        if close {
+            self.blocking(|container| container.clone().close().unwrap());
+            let mut world = self.lock();
+            world.all_flushed(u64::MAX);
+            world.promised();
+        } else {
+            self.commit();
+        }
+        let mut world = self.lock();
+        let container = Container::open(world.disk.clone(), OpenMode::ReadWrite).unwrap();
+        world.use_container(container);
+        world.examine();
+        drop(world);
+        self.hook();
+    }
+
+    /// Crashes, and goes on with what is left: with everything that was under way forgotten.
+    fn crash(&mut self) {
+        let mut world = self.lock();
+        world.finish_leaders();
+        world.note("crash".to_owned());
+        world.disk.set_hook(None);
+        world.requests.clear();
+        world.readings.clear();
+        // A flush that leads must not be dropped in the middle; none does.
+        assert!(world.flushes.iter().all(|flush| flush.stage == Stage::Waiting));
+        world.flushes.clear();
+        let mut left = world.crashes.choose();
+        loop {
+            world.coverage.crashes_gone_on_from += 1;
+            let crash = left.record();
+            let container = Container::open(left.clone(), OpenMode::ReadWrite).unwrap();
+            // The disk is what it is: what it shows now is durable.
+            world.model = settled(&mut world, &container);
+            world.disk = left;
+            world.use_container(container);
+            world.crashes.restart(crash);
+            let again = world.rng.chance(30);
+            if !again {
+                world.examine();
+                break;
+            }
+            world.coverage.crashes_in_recovery_gone_on_from += 1;
+            world.note("crash in recovery".to_owned());
+            world.examine_part();
+            left = world.crashes.choose();
+        }
+        drop(world);
+        self.hook();
+    }
+
+    fn operation(&mut self) {
+        let Some(name) = self.lock().pick() else {
+            return self.create();
+        };
+        let (choice, count, other) = {
+            let mut world = self.lock();
+            (world.rng.below(1000), world.model.len(), world.pick().unwrap())
+        };
+        match choice {
+            0..700 => {
+                for _ in 0..4 {
+                    self.small_operation();
+                }
+            }
+            700..770 if count < 8 => self.copy(&name, None),
+            700..870 if name != other => self.copy(&name, Some(&other)),
+            870..915 if count > 2 => self.delete(&name),
+            915..930 => self.rename(&name),
+            930..945 => self.reopen(),
+            945..965 => self.crash(),
+            965..985 if count < 8 => self.create(),
+            _ => self.commit(),
+        }
+        let mut world = self.lock();
+        if world.rng.chance(30) {
+            world.compare();
+        }
+    }
+}
+
+/// A model that holds just what the container shows, which must be what the promises allow.
+fn settled(world: &mut World, container: &Container) -> Model {
+    let mut comparer = Comparer::default();
+    let mut model = Model::new();
+    if let Err(why) = comparer.container(container, &world.model, When::AfterCrash) {
+        panic!("a crash loses what was promised: {why}");
+    }
+    let volumes = world.model.clone();
+    for (name, volume) in &volumes {
+        let mut shown = Shown::new();
+        let handle = container.volume(name).unwrap();
+        comparer.volume(container, &handle, volume, When::AfterCrash, Some(&mut shown)).unwrap();
+        let life = world.fresh_life();
+        model.insert(name.clone(), Arc::new(Volume::holding(volume.size, life, shown)));
+    }
+    world.crashes.promises_changed();
+    model
+}
+
+/// A change without the contents of volumes.
+struct Named<'a>(&'a Change);
+
+impl std::fmt::Debug for Named<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Change::Put(name, volume) => write!(f, "put {name} of {} bytes", volume.size),
+            Change::Remove(name) => write!(f, "remove {name}"),
+            Change::Rename(name, new_name) => write!(f, "rename {name} to {new_name}"),
+        }
+    }
+}
