@@ -41,6 +41,8 @@ pub enum Event {
     SyncEnded(u64),
     /// The disk grew to this many bytes.
     Grow(u64),
+    /// A remark of the test's.
+    Mark(u64),
 }
 
 /// Which request a fault hits.
@@ -171,8 +173,18 @@ impl SimDisk {
         self.lock().limit = len;
     }
 
+    /// Notes a remark in the record.
+    pub fn mark(&self, mark: u64) {
+        self.lock().note(Event::Mark(mark));
+    }
+
+    /// Fails requests of this kind after `after` more of them with EIO, until told otherwise.
+    pub fn fail(&self, fault: Option<(Fault, u64)>) {
+        self.inject(fault.map(|(fault, after)| Injection { fault, after, once: false, errno: 5 }));
+    }
+
     /// Fails requests as the injection says, until told otherwise.
-    pub fn fail(&self, injection: Option<Injection>) {
+    pub fn inject(&self, injection: Option<Injection>) {
         self.lock().injection = injection;
     }
 

@@ -299,7 +299,7 @@ impl Run {
 
     /// The container lives, or has failed for good; then it is opened again, and after a crash.
     fn end(mut self) {
-        self.disk.fail(None);
+        self.disk.inject(None);
         let container = self.container.clone();
         self.expect(&container, When::Live);
         if self.has_failed() {
@@ -353,7 +353,7 @@ fn work(seed: u64, injection: Option<Injection>) -> Run {
     let mut run = prepared(seed);
     run.injection = injection;
     run.context = format!("seed {seed}, {injection:?}");
-    run.disk.fail(injection);
+    run.disk.inject(injection);
     for _ in 0..OPERATIONS {
         run.operation();
         let gone_by = injection.is_none_or(|injection| injection.once) && run.disk.failures() > 0;
@@ -446,7 +446,7 @@ fn a_failed_first_write_releases_its_blocks_and_shows_nothing() {
     let count = Arc::new(Count(0.into()));
     let waker = Waker::from(count.clone());
     assert!(matches!(volume.plan_write(4096..4608, &waker).unwrap(), Planned::Busy));
-    disk.fail(Some(Injection { fault: Fault::Write, after: 0, once: true, errno: EIO }));
+    disk.inject(Some(Injection { fault: Fault::Write, after: 0, once: true, errno: EIO }));
     let place = first.segments()[0].disk_offset;
     pitstop_format::Disk::write_at(&*disk, &stamped(0..16, 2), place).unwrap_err();
     drop(first);
@@ -469,7 +469,7 @@ fn a_table_page_that_cannot_be_read_fails_one_request() {
     }
     container.close().unwrap();
     let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
-    disk.fail(Some(Injection { fault: Fault::Read, after: 0, once: true, errno: EIO }));
+    disk.inject(Some(Injection { fault: Fault::Read, after: 0, once: true, errno: EIO }));
     assert!(matches!(io(&container, "a").write_at(&stamped(0..1, 2), 0), Err(Error::Io { .. })));
     assert_eq!(disk.failures(), 1);
     assert_eq!(sector(&container, "b", 0).unwrap(), stamp(1, 0));

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use pitstop_format::testing::{Event, Fate, Fault, Injection, SimDisk};
+use pitstop_format::testing::{Event, Fate, Fault, SimDisk};
 use pitstop_format::{
     Container, CreateOptions, Disk, EdgeSource, Error, Extent, Flush, FlushStep, Maintained, OpenMode, Planned,
     ReadPlan, ReadSegment, VolumeInfo, VolumeIo, VolumeState, ZeroKind,
@@ -191,7 +191,7 @@ fn cost(disk: &SimDisk, operation: impl FnOnce()) -> (u64, u64) {
     disk.take_events().iter().fold((0, 0), |(bytes, syncs), event| match event {
         Event::Write { bytes: written, .. } => (bytes + written.len() as u64, syncs),
         Event::Durable(_) | Event::SyncEnded(_) => (bytes, syncs + 1),
-        Event::Completed(_) | Event::SyncBegun(_) | Event::Grow(_) => (bytes, syncs),
+        Event::Completed(_) | Event::SyncBegun(_) | Event::Grow(_) | Event::Mark(_) => (bytes, syncs),
     })
 }
 
@@ -453,7 +453,7 @@ fn a_failed_sync_fails_the_container_until_it_is_reopened() {
     fill(&container, "v", 0..4096, 1);
     io(&container, "v").flush().unwrap();
     fill(&container, "v", 4096..8192, 2);
-    disk.fail(Some(Injection { fault: Fault::Sync, after: 0, once: false, errno: 5 }));
+    disk.fail(Some((Fault::Sync, 0)));
     assert!(matches!(io(&container, "v").flush(), Err(Error::Failed { .. })));
     disk.fail(None);
     assert!(matches!(io(&container, "v").flush(), Err(Error::Failed { .. })));

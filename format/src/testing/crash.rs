@@ -116,6 +116,7 @@ impl Crash {
                 self.settle(|write| covered.writes.contains(&write.id));
             }
             Event::Grow(len) => self.len = *len,
+            Event::Mark(_) => {}
         }
     }
 

@@ -84,7 +84,7 @@ impl Counts {
 fn matters(event: &Event) -> bool {
     match event {
         Event::Write { .. } | Event::Durable(_) | Event::SyncEnded(_) | Event::Grow(_) => true,
-        Event::Completed(_) | Event::SyncBegun(_) => false,
+        Event::Completed(_) | Event::SyncBegun(_) | Event::Mark(_) => false,
     }
 }
 

@@ -189,8 +189,8 @@ impl Work {
         let Some(name) = world.pick() else { return };
         match world.rng.below(100) {
             0..55 => world.step_any(),
-            55..77 => world.begin_request(&name, None),
-            77..79 => world.begin_request(&name, Some(ZeroKind::Discard)),
+            55..76 => world.begin_request(&name, None),
+            76..79 => world.begin_request(&name, Some(ZeroKind::Discard)),
             79..81 => world.begin_request(&name, Some(ZeroKind::WriteZeroes)),
             81..86 => world.begin_flush(&name),
             86..89 => world.begin_read(&name),

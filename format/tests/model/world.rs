@@ -285,7 +285,7 @@ impl World {
             Event::SyncBegun(_) => self.syncs += 1,
             Event::SyncEnded(_) => self.syncs -= 1,
             Event::Grow(_) => self.coverage.growths += 1,
-            Event::Completed(_) | Event::Durable(_) => {}
+            Event::Completed(_) | Event::Durable(_) | Event::Mark(_) => {}
         }
     }
 
@@ -324,6 +324,11 @@ impl World {
         let volume = self.model[name].clone();
         let sectors = match zero {
             Some(_) if self.rng.chance(10) => 0..volume.size / SECTOR,
+            // Whole chunks: their slabs are free then.
+            Some(_) if self.rng.chance(50) => {
+                let first = self.range(volume.size).start / 512 * 512;
+                first..(first + 512 * (1 + self.rng.below(2))).min(volume.size / SECTOR)
+            }
             _ => self.range(volume.size),
         };
         let busy = self.requests.iter().any(|request| request.overlaps(volume.life, &sectors));

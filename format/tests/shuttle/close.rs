@@ -79,7 +79,7 @@ scenario! {
 }
 
 fn failing(world: &World) {
-    let fault = [Fault::Sync, Fault::Write, Fault::Sync, Fault::Grow][pick(4) as usize];
+    let fault = [Fault::Sync, Fault::Write, Fault::Durable, Fault::Grow][pick(4) as usize];
     world.disk.fail(Some((fault, pick(12))));
     let stop = AtomicBool::new(false);
     thread::scope(|scope| busy(scope, world, &stop));

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
+use pitstop_format::check::Outcome;
 use pitstop_format::testing::{Crash, Event, Fate, SimDisk};
 use pitstop_format::{
     BLOCK_LEN, Container, CreateOptions, Edge, EdgeSource, Error, Flush, FlushStep, Maintained, OpenMode, Planned,
@@ -98,7 +99,8 @@ impl World {
 
 fn assert_clean(disk: &SimDisk) {
     let report = pitstop_format::check::check(disk).unwrap();
-    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    // A superblock copy that was being written may be torn: a note.
+    assert_eq!(report.outcome(), Outcome::Clean, "{:?}", report.findings);
 }
 
 /// Does background work until told to stop, as the daemon's thread does.
