@@ -476,6 +476,38 @@ fn a_killed_daemon_leaves_a_container_that_opens_and_holds_what_was_said() {
     assert_eq!(sha256_of(&exported), sha256_of(&scratch.file("golden.raw")));
 }
 
+// rules: CHK-24, CTL-48; req: R30
+#[test]
+fn a_container_in_use_is_checked_by_its_daemon() {
+    let scratch = Scratch::new("cli-online-check");
+    let pitstop = small_container(&scratch);
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    thread::scope(|scope| {
+        let storm = scope.spawn(|| {
+            let pitstop = Pitstop::on(scratch.file("disks.pit"));
+            for round in 0..20 {
+                let name = format!("copy-{round}");
+                pitstop.run("snapshot", &["golden", &name]);
+                pitstop.run("refresh", &["ci-1", "--source", &name]);
+                pitstop.run("delete", &[&name]);
+            }
+        });
+        while !storm.is_finished() {
+            pitstop.assert_clean();
+        }
+    });
+    assert_says(&pitstop.fails("check", &["--repair", "all"]), &["pitstopd", "cannot be repaired while that runs"]);
+    // The last slab's descriptor: a free one, whose page the daemon has no cause to write.
+    let slab = fs::metadata(pitstop.container()).unwrap().len() / (256 << 10) - 1;
+    flip_bit(pitstop.container(), 2 * (256 << 10) + slab * 32 + 9);
+    assert_eq!(pitstop.fails_check(), 2);
+    daemon.kill();
+    assert_eq!(pitstop.fails_check(), 2);
+    pitstop.run("check", &["--repair", "all"]);
+    pitstop.assert_clean();
+}
+
 #[test]
 fn capabilities_are_printed_as_qemus_backend_conventions_ask() {
     let mut command = Command::new(pitstop_tests::pitstop_program("pitstopd"));

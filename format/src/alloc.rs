@@ -27,6 +27,16 @@ struct Limbo {
     batch: u64,
     /// Grace period during which the slab was unlinked.
     period: u64,
+    was_table: bool,
+}
+
+/// What a slab held until it was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Chunk entries.
+    Table,
+    /// Guest data.
+    Data,
 }
 
 #[derive(Debug)]
@@ -37,6 +47,8 @@ pub(crate) struct Allocator {
     /// No slab below this index is free.
     hint: usize,
     limbo: VecDeque<Limbo>,
+    /// Tables that have been through limbo while a check reads homes; `None` if none does (CHK-25).
+    kept: Option<Vec<SlabNo>>,
     /// Number of the current grace period.
     period: u64,
     /// Ended periods, oldest first, that requests may still hold.
@@ -47,7 +59,7 @@ impl Allocator {
     pub(crate) fn new(descriptors: Vec<Descriptor>) -> Self {
         let used: BitVec = descriptors.iter().map(|d| *d != Descriptor::Free).collect();
         let free = used.count_zeros() as u64;
-        Self { descriptors, used, free, hint: 0, limbo: VecDeque::new(), period: 0, past: VecDeque::new() }
+        Self { descriptors, used, free, hint: 0, limbo: VecDeque::new(), kept: None, period: 0, past: VecDeque::new() }
     }
 
     pub(crate) fn slab_count(&self) -> u64 {
@@ -105,10 +117,10 @@ impl Allocator {
     }
 
     /// Gives back a slab whose descriptor is free: reusable once `batch` is durable and today's requests have ended.
-    pub(crate) fn release(&mut self, slab: SlabNo, batch: u64) {
+    pub(crate) fn release(&mut self, slab: SlabNo, batch: u64, held: Held) {
         debug_assert_eq!(self.descriptors[slab.0 as usize], Descriptor::Free);
         debug_assert!(self.used[slab.0 as usize]);
-        self.limbo.push_back(Limbo { slab, batch, period: self.period });
+        self.limbo.push_back(Limbo { slab, batch, period: self.period, was_table: held == Held::Table });
     }
 
     /// Gives back a slab that was taken and that no entry ever showed: nobody else can know it.
@@ -143,13 +155,36 @@ impl Allocator {
             if first.period >= oldest_held || first.batch > durable {
                 break;
             }
-            let index = first.slab.0 as usize;
+            let slab = first.slab;
+            let kept = self.kept.as_mut().filter(|_| first.was_table);
             self.limbo.pop_front();
-            self.used.set(index, false);
-            self.hint = self.hint.min(index);
-            self.free += 1;
-            freed += 1;
+            match kept {
+                Some(kept) => kept.push(slab),
+                None => {
+                    self.set_free(slab);
+                    freed += 1;
+                }
+            }
         }
         freed
+    }
+
+    fn set_free(&mut self, slab: SlabNo) {
+        let index = slab.0 as usize;
+        self.used.set(index, false);
+        self.hint = self.hint.min(index);
+        self.free += 1;
+    }
+
+    /// From now on tables that are freed are not reused, so that a check can go on reading them (CHK-25).
+    pub(crate) fn keep_tables(&mut self) {
+        self.kept.get_or_insert_default();
+    }
+
+    /// Ends [`Allocator::keep_tables`].
+    pub(crate) fn release_tables(&mut self) {
+        for slab in self.kept.take().unwrap_or_default() {
+            self.set_free(slab);
+        }
     }
 }

@@ -141,6 +141,36 @@ pub enum Error {
         /// Layers that may change at once.
         most: usize,
     },
+    /// The journal had to be emptied during every try to check the container.
+    #[error(
+        "container is too busy to be checked: its journal filled up during each of {tries} tries; try again when less is \
+         written, or use a container with a larger journal"
+    )]
+    TooBusyToCheck {
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// The container cannot be repaired.
+    #[error(
+        "cannot repair the container: {why}; nothing has been changed: export what can be read, and restore the rest from \
+         a copy"
+    )]
+    CannotRepair {
+        /// What stands in the way.
+        why: String,
+    },
+    /// The file is no log of a repair of this container, or of a state that it is not in any more.
+    #[error("cannot undo the repair: {why}; nothing has been changed")]
+    BadRepairLog {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Somebody else checks the container.
+    #[error("another check of this container is under way; wait until it has ended, then check again")]
+    CheckUnderWay,
+    /// The one who asked for a check gave it up.
+    #[error("the check was given up before it ended; check again")]
+    CheckGivenUp,
     /// Options that make no sense together.
     #[error("{0}")]
     BadOption(String),

@@ -88,6 +88,12 @@ impl Pitstop {
         self.run::<&str>("check", &[]);
     }
 
+    /// The exit code of a `check` that does not end with 0.
+    pub fn fails_check(&self) -> i32 {
+        let output = output_of(&mut self.command::<&str>("check", &[]));
+        output.status.code().expect("check is killed by nobody")
+    }
+
     /// Asserts that `check` finds damage (exit code 2) or cannot check (1), and says what.
     pub fn assert_not_sound(&self) {
         let mut command = self.command::<&str>("check", &[]);

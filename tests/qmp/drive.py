@@ -22,7 +22,7 @@ except ImportError as error:
 LIMIT_SECONDS = 20
 COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
-    "block-export-del", "quit", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
+    "block-export-del", "quit", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-snapshot",
     "x-pitstop-refresh",
 }
@@ -59,6 +59,7 @@ async def questions(client):
     assert listed == COMMANDS, listed ^ COMMANDS
     assert "golden" in await volume_names(client)
     assert (await client.execute("x-pitstop-query-container"))["volume-count"] >= 1
+    assert (await client.execute("x-pitstop-check"))["corruptions"] == 0
     assert await client.execute("x-pitstop-query-layers")
     await expect_error(client, "CommandNotFound", "The command foo has not been found", "foo")
     await expect_error(client, "GenericError", "Parameter 'x' is unexpected", "query-version", x=1)

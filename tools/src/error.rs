@@ -164,16 +164,31 @@ pub(crate) enum Error {
         /// The name asked for.
         name: String,
     },
-    /// A structural check cannot run on a container that somebody writes to.
+    /// A container is repaired only while nobody uses it.
     #[error(
-        "{} is held by {holder} and cannot be checked while that runs; stop it first (SIGTERM), then run this again",
+        "{} is held by {holder} and cannot be repaired while that runs; stop it first (SIGTERM), then run this again",
         shown(.container)
     )]
-    CannotCheckHeld {
+    CannotRepairHeld {
         /// Path of the container.
         container: PathBuf,
         /// Who holds it.
         holder: HolderName,
+    },
+    /// A repair ended half-way.
+    #[error(
+        "{}: {source}; the repair is not complete: check and repair again when the storage is well, or put back what was \
+         there with `pitstop check --undo {}`",
+        shown(.container),
+        shown(.log)
+    )]
+    RepairFailed {
+        /// Path of the container.
+        container: PathBuf,
+        /// The repair's log.
+        log: PathBuf,
+        /// What failed.
+        source: pitstop_format::Error,
     },
     /// Signal handlers could not be set.
     #[error("cannot watch for ctrl-c: {0}")]

@@ -27,6 +27,7 @@ use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
 use crate::render::Output;
 use crate::session::Connected;
+use crate::verbs::check::{Repair, Task};
 use crate::verbs::export::Export;
 use crate::verbs::import::Import;
 
@@ -163,13 +164,27 @@ enum Verb {
         #[command(flatten)]
         show: Show,
     },
-    /// Check the structure of a container
+    /// Check the structure of a container, and repair it
     ///
+    /// A container in use is checked by the daemon that holds it, while guests go on; it is repaired only when closed.
     /// Exit codes are those of qemu-img check: 0 clean, 1 could not check, 2 corrupt, 3 leaks only, 63 not supported.
-    #[command(after_help = "Example:\n  pitstop check disks.pit")]
+    /// With --repair they tell the state after it.
+    #[command(after_help = "Examples:\n  \
+        pitstop check disks.pit\n  \
+        pitstop check disks.pit --repair all\n  \
+        pitstop check disks.pit --undo disks.pit.repair-log")]
     Check {
         /// The container
         container: PathBuf,
+        /// Repair what can be repaired: space that nothing uses, or everything
+        #[arg(long, value_name = "WHAT")]
+        repair: Option<Repair>,
+        /// Where what the repair changes is kept; it must not exist [default: CONTAINER.repair-log, or a name like it]
+        #[arg(long, value_name = "FILE", requires = "repair")]
+        repair_log: Option<PathBuf>,
+        /// Put back what a repair has changed, if the container has not been used since
+        #[arg(long, value_name = "LOG", conflicts_with = "repair")]
+        undo: Option<PathBuf>,
         #[command(flatten)]
         show: Show,
     },
@@ -263,13 +278,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let connected = if force { Connected::Force } else { Connected::Spare };
             verbs::refresh::run(&volume.container, &volume.name, &source, connected, show.output)?;
         }
-        Verb::Check { container, show } => return Ok(check(&container, show.output)),
+        Verb::Check { container, repair, repair_log, undo, show } => {
+            let task = match (repair, undo) {
+                (Some(what), _) => Task::Repair { what, log: repair_log },
+                (None, Some(log)) => Task::Undo { log },
+                (None, None) => Task::Check,
+            };
+            return Ok(check(&container, &task, show.output));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(container: &std::path::Path, output: Output) -> ExitCode {
-    let verdict = verbs::check::run(container, output).unwrap_or_else(|error| {
+fn check(container: &std::path::Path, task: &Task, output: Output) -> ExitCode {
+    let verdict = verbs::check::run(container, task, output).unwrap_or_else(|error| {
         tell(&error);
         verbs::check::verdict_of(&error)
     });

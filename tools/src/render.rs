@@ -164,6 +164,7 @@ pub(crate) fn check_text(report: &CheckView) -> String {
         let (id, rule) = (printable(&finding.id), printable(&finding.rule));
         text.push_str(&format!("{severity}: {place}: {message} [{id}, {rule}]\n"));
     }
+    text.push_str(&repair_text(report));
     let all = report.corruptions + report.leaks + report.notes;
     let shown = report.findings.len() as u64;
     if shown < all {
@@ -176,6 +177,34 @@ pub(crate) fn check_text(report: &CheckView) -> String {
         Verdict::Leaks => format!("{counts}: space is lost, data is safe\n"),
         _ => format!("{counts}: export what can be read, and restore the container from a copy\n"),
     });
+    text
+}
+
+/// What `pitstop check --repair` has done, if it was asked to.
+fn repair_text(report: &CheckView) -> String {
+    let count = |name: &str| report.counts.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let word = |name: &str| report.counts.get(name).and_then(serde_json::Value::as_str).map(printable);
+    let mut text = String::new();
+    if let Some(why) = word("not-repaired") {
+        text.push_str(&format!("{why}\n"));
+    }
+    let lost = report.counts.get("lost").and_then(serde_json::Value::as_array);
+    for part in lost.into_iter().flatten() {
+        let number = |name: &str| part.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let volume = part.get("volume").and_then(serde_json::Value::as_str).map(printable).unwrap_or_default();
+        let (start, end) = (number("start"), number("end"));
+        text.push_str(&format!("lost: volume {volume}: bytes {start} to {end} ({})\n", human(end - start)));
+    }
+    let shown = lost.map_or(0, |lost| lost.len() as u64);
+    if shown < count("lost-count") {
+        text.push_str(&format!("and {} more lost parts\n", count("lost-count") - shown));
+    }
+    if let Some(log) = word("repair-log") {
+        let (corruptions, leaks) = (count("corruptions-fixed"), count("leaks-fixed"));
+        text.push_str(&format!(
+            "repaired: {corruptions} corruptions, {leaks} leaks; what was there before is in {log}\n"
+        ));
+    }
     text
 }
 

@@ -80,6 +80,7 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         "qmp_capabilities" => json!({}),
         "x-pitstop-query-container" => json!(container.info()),
         "x-pitstop-query-volumes" => json!(container.volumes()),
+        "x-pitstop-check" => json!(container.check(&AtomicBool::new(false)).map_err(failed)?),
         "x-pitstop-query-layers" => json!(container.layers()),
         "x-pitstop-volume-create" => {
             json!({ "volume": container.create_volume(text("name"), arguments["size"].as_u64().unwrap()).map_err(failed)? })
@@ -155,7 +156,7 @@ fn refusals_are_in_the_daemons_words_and_force_is_passed_on() {
 }
 
 #[test]
-fn data_and_checks_need_the_daemon_to_stop() {
+fn data_and_repairs_need_the_daemon_to_stop() {
     let pit = Pit::new();
     pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
     std::fs::write(pit.path("in.raw"), common::noise(8192, 1)).unwrap();
@@ -166,8 +167,11 @@ fn data_and_checks_need_the_daemon_to_stop() {
     let message = pit.fails(&["export", "disks.pit", "golden", "out.raw"]);
     assert!(message.contains("cannot be exported through it"), "{message}");
     assert!(!pit.path("out.raw").exists());
-    let message = pit.fails(&["check", "disks.pit"]);
-    assert!(message.contains("cannot be checked while that runs"), "{message}");
+    assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
+    assert_eq!(pit.json(&["check", "disks.pit"])["volumes"], 1);
+    let message = pit.fails(&["check", "disks.pit", "--repair", "all"]);
+    assert!(message.contains("cannot be repaired while that runs"), "{message}");
+    assert!(message.contains(&format!("pitstopd 0.1.0 (pid {})", std::process::id())), "{message}");
     drop(daemon);
     pit.ok(&["export", "disks.pit", "golden", "out.raw"]);
 }

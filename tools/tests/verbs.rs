@@ -106,6 +106,84 @@ fn a_damaged_container_fails_the_check_with_its_own_exit_codes() {
     assert_eq!(code, 0);
 }
 
+// rules: CHK-27, CHK-29
+#[test]
+fn a_damaged_container_is_repaired_and_the_repair_undone() {
+    let pit = Pit::new();
+    std::fs::write(pit.path("in.raw"), common::noise(1 << 20, 1)).unwrap();
+    pit.ok(&["import", "disks.pit", "golden", "in.raw"]);
+    let good = std::fs::read(&pit.container).unwrap();
+    let said = |args: &[&str]| {
+        let output = pit.run(&[&["check", "disks.pit"], args].concat());
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(said(&["--repair", "all"]), (0, "no errors were found\n".to_owned()));
+    assert!(!pit.path("disks.pit.repair-log").exists(), "a log of nothing");
+
+    // The volume's slot beyond recognition: its name is lost, its contents are not.
+    let mut bad = good.clone();
+    let at = bad.windows(6).rposition(|window| window == b"golden").unwrap();
+    bad[at..at + 40].copy_from_slice(&common::noise(40, 3));
+    std::fs::write(&pit.container, &bad).unwrap();
+    assert_eq!(said(&["--repair", "leaks"]).0, 2);
+    assert!(std::fs::read(&pit.container).unwrap() == bad, "there was no leak to repair");
+    std::fs::write(pit.path("mine"), "mine").unwrap();
+    assert_eq!(said(&["--repair", "all", "--repair-log", "mine"]).0, 1);
+    assert!(std::fs::read(pit.path("mine")).unwrap() == b"mine" && std::fs::read(&pit.container).unwrap() == bad);
+    let (code, text) = said(&["--repair", "all"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("what was there before is in disks.pit.repair-log\nno errors were found\n"), "{text}");
+    let name = pit.names().remove(0);
+    assert!(name.starts_with("recovered-"), "{name}");
+    let (code, text) = said(&["--undo", "disks.pit.repair-log"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(std::fs::read(&pit.container).unwrap() == bad, "not all is back");
+    let (code, text) = said(&["--repair", "all", "--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &report["repair-log"]), (0, &"disks.pit.repair-log.1".into()));
+    assert!(report["corruptions-fixed"].as_u64().unwrap() > 0 && report["corruptions"] == 0, "{report:#}");
+    assert_eq!((&report["leaks-fixed"], &report["lost"]), (&0.into(), &serde_json::json!([])));
+    pit.ok(&["export", "disks.pit", &name, "out.raw"]);
+    pit.identical(("raw", "in.raw"), ("raw", "out.raw"));
+    // The container has been used since.
+    pit.ok(&["rename", "disks.pit", &name, "golden"]);
+    let message = pit.fails(&["check", "disks.pit", "--undo", "disks.pit.repair-log.1"]);
+    assert!(message.contains("changed since the repair"), "{message}");
+
+    // What cannot be repaired is left alone.
+    std::fs::write(&pit.container, &good[..good.len() - (1 << 20)]).unwrap();
+    let (code, text) = said(&["--repair", "all"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("bring back the rest of the file") && text.contains("nothing has been changed"), "{text}");
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), bit))
+}
+
+// Exit code 63: a version and a feature that this program does not know.
+#[test]
+fn what_is_too_new_is_not_supported() {
+    let pit = Pit::new();
+    let good = std::fs::read(&pit.container).unwrap();
+    for (at, value) in [(8, 2), (48, 1)] {
+        let mut newer = good.clone();
+        for copy in [0, 256 << 10] {
+            newer[copy + at] = value;
+            newer[copy + 12..copy + 16].fill(0);
+            let crc = crc32c(&newer[copy..copy + 4096]);
+            newer[copy + 12..copy + 16].copy_from_slice(&crc.to_le_bytes());
+        }
+        std::fs::write(&pit.container, &newer).unwrap();
+        for args in [&["check", "disks.pit"][..], &["check", "disks.pit", "--repair", "all"]] {
+            let output = pit.run(args);
+            assert_eq!(output.status.code(), Some(63), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        assert!(std::fs::read(&pit.container).unwrap() == newer);
+    }
+}
+
 #[test]
 fn what_cannot_be_done_is_an_error_that_says_what_to_do() {
     let pit = Pit::new();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use pitstop_format::VolumeInfo;
+use pitstop_format::{Error as FormatError, VolumeInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 15] = [
+const COMMANDS: [(&str, Handler); 16] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("qmp_capabilities", already_negotiated),
@@ -55,6 +55,7 @@ const COMMANDS: [(&str, Handler); 15] = [
     ("query-commands", query_commands),
     ("query-version", query_version),
     ("quit", quit),
+    ("x-pitstop-check", check),
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
     ("x-pitstop-query-volumes", query_volumes),
@@ -219,6 +220,16 @@ fn space(context: &Context) -> Result<Value, Failure> {
         "used-percent": space.used_percent,
         "warning": context.target.space_mark(),
     }))
+}
+
+/// Runs in the client's own thread: others, and guests, do not wait for it (CTL-26). Closing the gate ends it.
+fn check(context: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    let report = context.target.container().check(&context.closed).map_err(|error| match error {
+        FormatError::CheckGivenUp => Failure::generic("the daemon is shutting down"),
+        error => Failure::generic(error.to_string()),
+    })?;
+    Ok(Done::Return(to_value(&report)?))
 }
 
 fn query_layers(context: &Context, args: Args) -> Result<Done, Failure> {

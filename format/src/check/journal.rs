@@ -33,12 +33,13 @@ pub(super) struct Cursor {
     /// Bytes from the ring's beginning.
     pub(super) at: u64,
     /// Bytes walked since the tail.
-    walked: u64,
+    pub(super) walked: u64,
     pub(super) link: Link,
 }
 
 impl Journal {
-    pub(super) fn read(disk: &dyn Disk, superblock: &Superblock) -> Result<Self> {
+    /// Reads up to the record numbered `end`, or as far as there are records.
+    pub(super) fn read(disk: &dyn Disk, superblock: &Superblock, end: Option<u64>) -> Result<Self> {
         let link = Link {
             uuid: superblock.uuid,
             generation: superblock.generation,
@@ -55,7 +56,9 @@ impl Journal {
             end: cursor,
         };
         let mut batch = Vec::new();
-        while let Some((found, next)) = next_record(disk, superblock, cursor)? {
+        while end.is_none_or(|end| cursor.link.sequence < end)
+            && let Some((found, next)) = next_record(disk, superblock, cursor)?
+        {
             cursor = next;
             batch.extend(found.items);
             if found.last {
@@ -67,7 +70,7 @@ impl Journal {
         Ok(journal)
     }
 
-    fn apply(&mut self, item: Item) {
+    pub(super) fn apply(&mut self, item: Item) {
         match item {
             Item::FreshPage { layer, table, page, zero } => {
                 self.fresh.insert((layer, table, page), zero);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::finding::{CATALOG, CONTAINER_SLOT, CheckReport, DESCRIPTOR, JOURNAL, NEEDLESSLY_RESERVED, RESERVED};
 use super::finding::{SLAB_COUNT, SLOT, SUPERBLOCK};
 use super::journal::Journal;
-use super::read;
+use super::{View, read};
 use crate::disk::Disk;
 use crate::error::{Error, Place, Result};
 use crate::layout::Bad;
@@ -18,9 +18,9 @@ use crate::layout::superblock::{self, OFFSETS, Superblock, Unusable};
 use crate::units::{PAGE_LEN, PAGES_PER_SLAB, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo};
 
 /// Index within each group of the slab with the group's descriptors (CON-7).
-const DESCRIPTOR_SLAB: u64 = 2;
+pub(super) const DESCRIPTOR_SLAB: u64 = 2;
 /// First slab of the journal (JNL-1).
-const JOURNAL_SLAB: u64 = 3;
+pub(super) const JOURNAL_SLAB: u64 = 3;
 
 /// The decoded metadata of a container, journal values over homes.
 #[derive(Debug)]
@@ -38,11 +38,11 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// Reads and reports; `Err` where there is nothing to go on with.
-    pub(super) fn read(disk: &dyn Disk, report: &mut CheckReport) -> Result<Self> {
-        let file_len = disk.len().map_err(Error::io("cannot read the container's length"))?;
+    pub(super) fn read(disk: &dyn Disk, view: View, report: &mut CheckReport) -> Result<Self> {
+        let file_len = view.file_len;
         let superblock = read_superblock(disk, file_len, report)?;
         report.clean = superblock.clean;
-        let journal = Journal::read(disk, &superblock)?;
+        let journal = Journal::read(disk, &superblock, view.journal_end)?;
         report.journal_batches = journal.batches;
         let (descriptors, damaged) = read_descriptors(disk, file_len, &superblock, &journal, report)?;
         let mut metadata = Self { journal, descriptors, slots: BTreeMap::new(), counters: None, blind: false };
@@ -185,7 +185,7 @@ pub(super) fn describe(structure: &str, bad: &Bad) -> String {
 }
 
 /// The superblock that counts (CON-16).
-fn read_superblock(disk: &dyn Disk, file_len: u64, report: &mut CheckReport) -> Result<Superblock> {
+pub(super) fn read_superblock(disk: &dyn Disk, file_len: u64, report: &mut CheckReport) -> Result<Superblock> {
     let mut usable: Option<Superblock> = None;
     let mut unusable = Vec::new();
     for (copy, offset) in OFFSETS.into_iter().enumerate() {

@@ -10,6 +10,7 @@ mod entries;
 mod finding;
 mod journal;
 mod metadata;
+pub mod repair;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +25,30 @@ use crate::error::{Error, Result};
 /// [`Error::UnsupportedFeatures`], [`Error::Corrupt`] for two unusable superblocks, [`Error::Truncated`] if the file ends
 /// before the journal does, and the disk's own.
 pub fn check(disk: &dyn Disk) -> Result<CheckReport> {
+    check_view(disk, View::of_closed(disk)?)
+}
+
+/// What of a disk is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View {
+    /// Bytes of the file.
+    pub(crate) file_len: u64,
+    /// Number of the first record of the journal that does not count.
+    pub(crate) journal_end: Option<u64>,
+}
+
+impl View {
+    /// All of it.
+    fn of_closed(disk: &dyn Disk) -> Result<Self> {
+        let file_len = disk.len().map_err(Error::io("cannot read the container's length"))?;
+        Ok(Self { file_len, journal_end: None })
+    }
+}
+
+/// Checks what `view` shows of `disk`.
+pub(crate) fn check_view(disk: &dyn Disk, view: View) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    let metadata = metadata::Metadata::read(disk, &mut report)?;
+    let metadata = metadata::Metadata::read(disk, view, &mut report)?;
     let catalog = catalog::Catalog::check(&metadata, &mut report);
     entries::check(disk, &metadata, &catalog, &mut report)?;
     Ok(report)

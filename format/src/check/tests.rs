@@ -174,7 +174,7 @@ impl Fixture {
 
     /// Appends a complete batch to the journal.
     fn append(&self, items: &[Item]) {
-        let end = Journal::read(&*self.disk, &self.superblock).unwrap().end;
+        let end = Journal::read(&*self.disk, &self.superblock, None).unwrap().end;
         let (bytes, _) = record::encode(end.link, items, true);
         self.disk.write_at(&bytes, self.superblock.journal_offset + end.at).unwrap();
     }
@@ -189,6 +189,7 @@ impl Fixture {
         let report = self.check();
         let found: BTreeSet<&str> = report.findings.iter().map(|finding| finding.id).collect();
         assert_eq!(found, ids.iter().copied().collect(), "{:#?}", report.findings);
+        crate::check::repair::tests::assert_repairs(&self.disk);
         let corrupt = report.findings.iter().any(|finding| finding.severity == Severity::Corruption);
         assert_eq!(report.outcome() == Outcome::Corrupt, corrupt);
         report
@@ -198,7 +199,8 @@ impl Fixture {
 #[test]
 fn the_specification_lists_just_these_findings() {
     let spec = include_str!("../../../spec/check.md");
-    let rows: Vec<(String, String)> = spec
+    let findings = spec.split("\n## ").find(|section| section.starts_with("Findings")).unwrap();
+    let rows: Vec<(String, String)> = findings
         .lines()
         .filter(|line| line.starts_with("| CHK-"))
         .map(|line| {
@@ -209,6 +211,15 @@ fn the_specification_lists_just_these_findings() {
     let kinds: Vec<(String, String)> =
         KINDS.iter().map(|kind| (kind.id.to_owned(), format!("{:?}", kind.severity).to_lowercase())).collect();
     assert_eq!(rows, kinds);
+    // And what a repair does about each of them.
+    let repair = spec.split("\n## ").find(|section| section.starts_with("Repair")).unwrap();
+    let repaired: Vec<&str> = repair
+        .lines()
+        .filter(|line| line.starts_with("| CHK-"))
+        .filter_map(|line| line.split('|').nth(1))
+        .map(str::trim)
+        .collect();
+    assert_eq!(repaired, KINDS.iter().map(|kind| kind.id).collect::<Vec<_>>());
 }
 
 #[test]
@@ -234,7 +245,7 @@ fn journal_values_hide_damaged_homes() {
     let fixture = Fixture::crashed();
     // No home has been written since the container was created: all that counts is in the journal.
     let table = {
-        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock, None).unwrap();
         let image =
             |(slab, raw): (&SlabNo, &[u8; 32])| Some((*slab, Descriptor::decode(raw, fixture.uuid(), *slab).ok()?));
         let found = journal.descriptors.iter().filter_map(image);
@@ -445,7 +456,7 @@ fn chk_15_damaged_misplaced_and_malformed_entries() {
     assert_eq!(report.findings[0].rule, "MAP-3");
     let fixture = Fixture::crashed();
     let head = {
-        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock, None).unwrap();
         *journal.entries.keys().next_back().unwrap()
     };
     fixture.append(&[Item::Entry { layer: head.0, chunk: head.1, slab: SlabNo(9), d: 0, z: 0 }]);
@@ -515,7 +526,7 @@ fn chk_20_data_beyond_the_layers_size() {
 fn chk_21_journal_values_for_what_does_not_exist() {
     let fixture = Fixture::crashed();
     let layer = {
-        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock, None).unwrap();
         journal.entries.keys().next().unwrap().0
     };
     let free = Slot::Free.encode(fixture.uuid(), SlotNo(4000));
@@ -735,7 +746,7 @@ fn records_of_another_chain_and_unfinished_batches_do_not_count() {
         ("container", |link| link.uuid = Uuid::from_u128(7)),
     ];
     let renamed = |fixture: &Fixture| {
-        let journal = Journal::read(&*fixture.disk, &fixture.superblock).unwrap();
+        let journal = Journal::read(&*fixture.disk, &fixture.superblock, None).unwrap();
         let (number, mut record) = journal
             .slots
             .iter()

@@ -29,6 +29,8 @@ impl Container {
         self.shared.check_writable()?;
         let (homes, tail) = {
             let mut state = self.shared.lock();
+            // Homes change from here on, and a check that reads them begins anew (CHK-26).
+            state.end_hold();
             (std::mem::take(&mut state.homes), state.ring.head)
         };
         let images = self.copy_pages(&homes);

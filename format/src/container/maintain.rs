@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Container;
 use super::merge::MergeJob;
-use super::state::{HOME_PAGES_MAX, State};
+use super::state::State;
 use crate::alloc::DESCRIPTOR_SLAB;
 use crate::error::Result;
 use crate::layout::descriptor::{self, Descriptor};
@@ -123,8 +123,8 @@ impl Container {
         Due {
             growth: short && !growth_failed,
             checkpoint: state.checkpoint_wanted
-                || state.ring.used() > state.ring.len / 2
-                || state.homes.len() > HOME_PAGES_MAX,
+                || state.ring.used() > state.checkpoint_threshold()
+                || state.homes.len() > state.home_pages_threshold(),
             commit: dirty
                 && (last.elapsed() >= COMMIT_INTERVAL
                     || wanted

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod create;
 pub(crate) mod flush;
+mod hold;
 mod info;
 mod maintain;
 mod merge;

@@ -11,7 +11,8 @@ use std::task::Waker;
 
 use uuid::Uuid;
 
-use crate::alloc::Allocator;
+use crate::alloc::{Allocator, Held};
+use crate::container::hold::Hold;
 use crate::container::ring::Ring;
 use crate::error::{Error, Result};
 use crate::layer::{Entry, EntryRef, Evicted, InLayer, Layer, Page, PageLoad, Table};
@@ -125,6 +126,8 @@ pub(crate) struct State {
     /// A flush waits for room in the journal.
     pub(crate) checkpoint_wanted: bool,
     wakers: Vec<Waker>,
+    /// A check reads homes.
+    pub(crate) hold: Option<Hold>,
 }
 
 /// The parts that opening a container has put together.
@@ -169,6 +172,7 @@ impl State {
             space: Space::default(),
             checkpoint_wanted: false,
             wakers: Vec::new(),
+            hold: None,
         };
         for descriptor in state.alloc.descriptors() {
             if let Some(layer) = descriptor.layer() {
@@ -416,12 +420,13 @@ impl State {
 
     /// Frees a slab that nothing on disk will point to once the open batch is durable.
     pub(crate) fn free_slab(&mut self, slab: SlabNo) {
+        let was_table = matches!(self.alloc.descriptor(slab), Some(Descriptor::Table { .. }));
         if self.alloc.descriptor(slab) != Some(Descriptor::Free) {
             self.describe(slab, Descriptor::Free);
         }
         // With nothing listed, no later batch may come: what is durable already is enough.
         let batch = if self.dirty.is_empty() { self.batches.open - 1 } else { self.batches.open };
-        self.alloc.release(slab, batch);
+        self.alloc.release(slab, batch, if was_table { Held::Table } else { Held::Data });
     }
 
     // --- entries ---
@@ -605,6 +610,16 @@ impl State {
     }
 
     // --- batches ---
+
+    /// Bytes in the ring that bring about a checkpoint; more while a check would have to begin anew for one (CHK-26).
+    pub(crate) fn checkpoint_threshold(&self) -> u64 {
+        if self.hold.is_some() { self.ring.len / 8 * 5 } else { self.ring.len / 2 }
+    }
+
+    /// Changed pages that bring about a checkpoint; more during a check.
+    pub(crate) fn home_pages_threshold(&self) -> usize {
+        if self.hold.is_some() { 2 * HOME_PAGES_MAX } else { HOME_PAGES_MAX }
+    }
 
     /// Images all changes into the items of the open batch and opens the next one (JNL-3).
     pub(crate) fn image_batch(&mut self) -> Vec<Item> {

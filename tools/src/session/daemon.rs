@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 use super::{Connected, Session, name_of};
 use crate::error::{Error, HolderName, Result};
 use crate::qmp::{Qmp, QmpError};
-use crate::view::{self, ContainerView, LayerView, VolumeView};
+use crate::view::{self, CheckView, ContainerView, LayerView, VolumeView};
 
 /// Longest time for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a command: the daemon may be committing for busy guests.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest time for a check, which reads all metadata while guests go on.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// A connection to the daemon that holds a container.
 #[derive(Debug)]
@@ -55,6 +58,14 @@ impl Daemon {
             Some(version) if !version.is_empty() => HolderName { program: format!("{program} {version}"), pid },
             _ => HolderName { program, pid },
         }
+    }
+
+    /// Has the daemon check the container's structure.
+    pub(super) fn check(&mut self) -> Result<CheckView> {
+        self.qmp.set_timeout(CHECK_TIMEOUT);
+        let report = self.ask("x-pitstop-check", Value::Null);
+        self.qmp.set_timeout(COMMAND_TIMEOUT);
+        report
     }
 
     fn ask<T: DeserializeOwned>(&mut self, command: &'static str, arguments: Value) -> Result<T> {

@@ -9,6 +9,7 @@ mod direct;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,13 +107,33 @@ pub(crate) fn open_direct(path: &Path, access: Access, verb: &'static str) -> Re
 ///
 /// The container is not opened for this: what cannot be opened can still be checked.
 ///
-/// # Errors
-/// [`Error::CannotCheckHeld`] when a daemon holds it: the file changes under the walker then.
+/// A daemon that holds it does the walk.
 pub(crate) fn check_structure(path: &Path) -> Result<CheckView> {
     match reach(path, OpenMode::ReadOnly)? {
-        Reached::File(disk) => direct::view(&check::check(disk.as_ref()).map_err(Error::container(path))?),
+        Reached::File(disk) => check_disk(path, &disk),
+        Reached::Daemon(mut daemon) => daemon.check(),
+    }
+}
+
+/// Checks the container on `disk`, whose file is `path`.
+pub(crate) fn check_disk(path: &Path, disk: &FileDisk) -> Result<CheckView> {
+    direct::view(&check::check(disk).map_err(Error::container(path))?)
+}
+
+/// Locks the container's file for a repair.
+///
+/// # Errors
+/// [`Error::CannotRepairHeld`] when a daemon holds it, [`Error::InUse`] when another program does.
+pub(crate) fn open_for_repair(path: &Path) -> Result<Arc<FileDisk>> {
+    match reach(path, OpenMode::ReadWrite)? {
+        Reached::File(disk) => {
+            let holder = Holder { pid: std::process::id(), program: "pitstop".to_owned(), control: None };
+            // A courtesy, as when the container is opened for changes.
+            drop(disk.announce(&holder));
+            Ok(disk)
+        }
         Reached::Daemon(daemon) => {
-            Err(Error::CannotCheckHeld { container: path.to_owned(), holder: daemon.holder_name() })
+            Err(Error::CannotRepairHeld { container: path.to_owned(), holder: daemon.holder_name() })
         }
     }
 }
@@ -127,7 +148,7 @@ fn mode_of(access: Access) -> OpenMode {
 /// What stands between this program and the container.
 enum Reached {
     /// Nothing: the file is open and locked.
-    File(std::sync::Arc<FileDisk>),
+    File(Arc<FileDisk>),
     /// The daemon that holds it.
     Daemon(Daemon),
 }

@@ -317,3 +317,22 @@ fn quit_asks_the_daemon_to_end() {
     assert!(bench.target.is_shut_down());
     assert_eq!(bench.context.shutdown_reason(), "host-qmp-quit");
 }
+
+// rule: CTL-48
+#[test]
+fn a_check_reports_what_the_command_would_and_ends_with_the_daemon() {
+    let bench = Bench::new();
+    let report = bench.run("x-pitstop-check", json!({})).unwrap();
+    assert_eq!((&report["corruptions"], &report["volumes"]), (&json!(0), &json!(1)));
+    assert_eq!(report["findings"], json!([]));
+    let failure = bench.fails("x-pitstop-check", json!({"name": "golden"}));
+    assert_eq!(failure.desc, "Parameter 'name' is unexpected");
+    // A descriptor of a free slab, behind the daemon's back.
+    let file = std::fs::OpenOptions::new().write(true).open(bench.target.folder.path().join("test.pit")).unwrap();
+    let slab = file.metadata().unwrap().len() / (256 << 10) - 1;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7], 2 * (256 << 10) + slab * 32 + 9).unwrap();
+    let report = bench.run("x-pitstop-check", json!({})).unwrap();
+    assert_eq!((&report["corruptions"], &report["findings"][0]["id"]), (&json!(1), &json!("CHK-2")));
+    bench.context.close_gate();
+    assert_eq!(bench.fails("x-pitstop-check", json!({})).desc, "the daemon is shutting down");
+}
