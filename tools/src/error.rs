@@ -188,7 +188,7 @@ pub(crate) enum Error {
         /// The repair's log.
         log: PathBuf,
         /// What failed.
-        source: pitstop_format::Error,
+        source: Box<pitstop_format::Error>,
     },
     /// Signal handlers could not be set.
     #[error("cannot watch for ctrl-c: {0}")]

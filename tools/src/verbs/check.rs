@@ -94,7 +94,7 @@ fn mend(path: &Path, what: Repair, log: Option<&Path>) -> Result<CheckView> {
         plan.carry_out(&*disk).map_err(|source| Error::RepairFailed {
             container: path.to_owned(),
             log: name,
-            source,
+            source: Box::new(source),
         })?;
     }
     let mut report = session::check_disk(path, &disk)?;
