@@ -222,12 +222,7 @@ impl SimDisk {
     /// Whether both disks have the same length and bytes.
     pub fn is_same(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.lock().pages.clone(), other.lock().pages.clone());
-        let zeros = Arc::new([0; PAGE as usize]);
-        let same = |page: &u64| {
-            let (a, b) = (ours.get(page).unwrap_or(&zeros), theirs.get(page).unwrap_or(&zeros));
-            Arc::ptr_eq(a, b) || a == b
-        };
-        self.lock().len == other.lock().len && ours.keys().chain(theirs.keys()).all(same)
+        self.lock().len == other.lock().len && ours.is_same(&theirs)
     }
 
     /// All bytes.

@@ -61,6 +61,20 @@ impl Pages {
         self.page(node, page).map(|page| &page[within..within + SECTOR])
     }
 
+    /// Whether both hold the same bytes, written or not.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same = |node: &u64| {
+            let both = (self.0.get(node), other.0.get(node));
+            matches!(both, (Some(a), Some(b)) if Arc::ptr_eq(a, b))
+                || (0..PAGES).all(|page| match (self.page(*node, page), other.page(*node, page)) {
+                    (Some(a), Some(b)) => a == b,
+                    (Some(only), None) | (None, Some(only)) => only.iter().all(|byte| *byte == 0),
+                    (None, None) => true,
+                })
+        };
+        self.0.keys().chain(other.0.keys()).all(same)
+    }
+
     pub(super) fn truncate(&mut self, len: u64) {
         self.0.retain(|node, _| node * NODE < len);
         let Some(node) = self.0.get_mut(&(len / NODE)) else {
