@@ -70,6 +70,8 @@ impl Target for Listed {
             writable: export.access == Access::ReadWrite,
             num_queues: export.num_queues,
             connected: false,
+            on_enospc: export.on_enospc,
+            starved: 0,
         };
         Listed::exports(self).iter().map(status).collect()
     }
