@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, OpenMode, SLAB_LEN, VolumeIo};
+use pitstop_format::{Container, CreateOptions, FileDisk, OpenMode, SLAB_LEN, VolumeIo};
 
 const TIB: u64 = 1 << 40;
 
@@ -86,6 +86,31 @@ fn ten_thousand_volumes_and_layers_are_opened_and_work() {
     let since = Instant::now();
     assert!(pitstop_format::check::check(&*disk).unwrap().findings.is_empty());
     eprintln!("check: {:.1?}", since.elapsed());
+}
+
+// req: R28 — 10,000 volumes refreshed from one golden volume, in a file.
+#[test]
+fn a_file_with_ten_thousand_volumes_of_one_golden_is_opened() {
+    let (disk, container) = new_container();
+    container.create_volume("golden", TIB).unwrap();
+    (0..64).for_each(|n| io(&container, "golden").write_at(&[n as u8; 4096], n * SLAB_LEN).unwrap());
+    let count = 10_000;
+    (0..count).for_each(|n| drop(container.snapshot("golden", &format!("ci-{n}")).unwrap()));
+    container.close().unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("disks.pit");
+    std::fs::write(&path, disk.bytes()).unwrap();
+    let since = Instant::now();
+    let file = FileDisk::open(&path, OpenMode::ReadWrite).unwrap();
+    let container = Container::open(file, OpenMode::ReadWrite).unwrap();
+    eprintln!("open of a file with {count} volumes: {:.0?}", since.elapsed());
+    assert_eq!(container.volumes().len(), count + 1);
+    assert!(container.layers().len() > count);
+    let since = Instant::now();
+    container.refresh("ci-77", "golden").unwrap();
+    eprintln!("refresh: {:.1?}", since.elapsed());
+    assert_eq!(first_byte(&container, "ci-77", 63 * SLAB_LEN), 63);
+    container.close().unwrap();
 }
 
 // req: R28, R29; rules: VOL-5, MAP-6 — the largest volume works to its last sector, and discarding all of it is small.
