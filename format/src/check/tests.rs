@@ -19,6 +19,8 @@ use crate::testing::SimDisk;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
 use crate::{Container, CreateOptions, OpenMode, VolumeIo};
 
+mod rules;
+
 const SIZE: u64 = 16 << 20;
 
 /// A container with `golden` (its frozen layer and head) and `ci` over the frozen layer.
