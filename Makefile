@@ -1,6 +1,6 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test interleavings demo crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
+.PHONY: help build test interleavings mutants demo crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
@@ -12,6 +12,8 @@ SCHEDULE ?=
 # For crash-soak: how long, and which seeds. About 7,000 crash states a seed.
 DURATION ?= 3600
 SEEDS ?= 1000..1000000
+# Of `make mutants`: one or more names from tests/mutants/list.toml.
+MUTANT ?=
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,9 @@ interleavings: ## explore how threads interleave (ITERATIONS=600 SEED=1 SCENARIO
 	RUSTFLAGS='--cfg pitstop_interleavings --deny warnings' CARGO_TARGET_DIR=target/interleavings CARGO_PROFILE_DEV_DEBUG=0 \
 	cargo nextest run --package pitstop-format --lib --test shuttle --profile interleavings --no-tests fail \
 		-E '(binary(shuttle) or test(/^layer::loom::/))$(if $(SCENARIO), and test($(SCENARIO)))'
+
+mutants: ## break the engine on purpose, rule by rule, and see that tests notice (MUTANT=NAME)
+	cargo run --quiet --package pitstop-tests --bin pitstop-mutants -- $(MUTANT)
 
 demo: ## golden image, CI guests, refresh: the whole story with a Debian guest (root)
 	tests/setup.sh demo

@@ -621,6 +621,12 @@ fn promised_writes_survive_a_killed_daemon() {
         client.write(8192, &[7; 4096]);
         client.write(1 << 20, &[8; 512]);
     });
+    // rule: VOL-31 — turning the write cache off commits by itself.
+    survives(Style::PLAIN, |client| {
+        client.write(8192, &[7; 4096]);
+        client.write(1 << 20, &[8; 512]);
+        client.set_write_cache(false).unwrap();
+    });
     survives(Style::PLAIN, |client| {
         client.write(8192, &[7; 4096]);
         client.set_write_cache(false).unwrap(); // commits what was written before

@@ -10,6 +10,7 @@
 mod agent;
 mod find;
 mod image;
+mod mutants;
 mod peer;
 mod pitstop;
 mod process;
@@ -20,6 +21,7 @@ mod scratch;
 pub use agent::Reply;
 pub use find::{guest_file, pitstop_program, repository, system_program};
 pub use image::{GoldenImage, allocated_bytes, assert_file_system_clean, file_in_image, sha256_of, write_pattern_file};
+pub use mutants::{Mutant, has_test, mutants};
 pub use peer::StorageDaemon;
 pub use pitstop::{Export, Failure, Pitstop, Pitstopd};
 pub use process::{Background, run};
