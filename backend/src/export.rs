@@ -2,12 +2,12 @@
 //!
 //! One front end is served at a time; another that connects meanwhile waits in the socket's queue until the first has
 //! gone (a restarted VMM may connect before the old connection's end is seen, so refusing would be wrong). Invariant:
-//! the socket file exists exactly while the export does, and is only removed if it is still ours. A front end that
+//! the socket file exists only while connections are accepted (CTL-55), and is only removed if it is still ours. A front end that
 //! misbehaves ends its session; the listener stays. Does not: handle messages (`session`).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
 use crate::events::Events;
 use crate::session::{Served, Session};
-use crate::socket::{MAX_PATH_LEN, is_listened_on};
+use crate::socket::{MAX_PATH_LEN, SocketFile, is_listened_on, listen_at};
 use crate::trouble::Trouble;
 
 /// Why an export cannot be started.
@@ -215,24 +215,6 @@ pub(crate) enum Door {
     Connection(UnixStream),
 }
 
-/// A socket file that this process made.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let is_ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
-        if is_ours && let Err(error) = std::fs::remove_file(&self.path) {
-            log::warn!("cannot remove socket '{}': {error}", self.path.display());
-        }
-    }
-}
-
 impl Door {
     /// Opens the socket. When this returns, front ends can connect; they are served once the export is started.
     pub(crate) fn open(source: &SocketSource) -> Result<Self, ExportError> {
@@ -256,12 +238,10 @@ fn listen(path: &Path) -> Result<Door, ExportError> {
     }
     clear_stale_socket(path)?;
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => ExportError::SocketInUse { path: path.to_owned() },
+        io::ErrorKind::AlreadyExists => ExportError::SocketInUse { path: path.to_owned() },
         _ => ExportError::Listen { path: path.to_owned(), source },
     };
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    let made = std::fs::symlink_metadata(path).map_err(failed)?;
-    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
+    let (listener, file) = listen_at(path, None).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(Door::Listener { listener, _file: Some(file) })
 }

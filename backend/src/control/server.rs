@@ -17,11 +17,12 @@ use serde_json::json;
 
 use super::commands::Context;
 use super::hub::{CLIENT_LIMIT, Full, Hub};
-use super::listen::{self, ListenError, SocketFile};
+use super::listen::{self, ListenError};
 use super::protocol::Failure;
 use super::session::{self, Link};
 use super::target::Target;
 use crate::daemon::Event;
+use crate::socket::SocketFile;
 use crate::trouble::{Action, Operation};
 
 /// How long clients have to take their last messages when the server ends.

@@ -63,6 +63,15 @@ impl Place {
         place
     }
 
+    /// Opens the container, which no daemon holds, and changes it.
+    pub fn change(&self, work: impl FnOnce(&Container)) {
+        let _alone = container_or_fork();
+        let disk = FileDisk::open(&self.container(), OpenMode::ReadWrite).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        work(&container);
+        container.close().unwrap();
+    }
+
     pub fn container(&self) -> PathBuf {
         self.path("disks.pit")
     }
@@ -97,11 +106,18 @@ impl Place {
     }
 }
 
-/// Whether somebody listens at `path`: its file is there a little earlier.
+/// Whether somebody listens at `path`, where a dead socket may have been before.
 pub fn is_listened_on(path: &Path) -> bool {
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // The daemon binds it in a folder beside, and links it when it listens.
+    let (folder, name) = (text(path.parent().unwrap()), text(Path::new(path.file_name().unwrap())));
+    let is_its_name = |bound: &str| bound.starts_with(&format!("{folder}/.")) && bound.ends_with(&format!("/{name}"));
     // Number, references, protocol, flags, type, state, inode, path; the flag is that of a listener.
-    sockets.lines().any(|line| line.ends_with(text(path)) && line.split_whitespace().nth(3) == Some("00010000"))
+    let is_it = |line: &str| {
+        let mut columns = line.split_whitespace();
+        columns.nth(3) == Some("00010000") && columns.nth(3).is_some_and(is_its_name)
+    };
+    path.exists() && sockets.lines().any(is_it)
 }
 
 /// A folder on a real file system, so that direct I/O is tested where there is any.
