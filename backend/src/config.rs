@@ -78,6 +78,43 @@ pub(crate) struct ExportConfig {
     pub(crate) on_enospc: OnNoSpace,
 }
 
+/// Bytes of a table page in memory.
+const TABLE_PAGE_LEN: u64 = 4096;
+/// The least cache of tables: with less, requests of several queues would read the same pages again and again.
+const MIN_TABLE_CACHE_LEN: u64 = 1 << 20;
+/// The default of `--table-cache`.
+pub(crate) const DEFAULT_TABLE_CACHE: &str = "256M";
+
+/// How much of the containers' tables stays in memory (MAP-16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableCache {
+    /// Pages of 4 KiB.
+    pub(crate) pages: usize,
+}
+
+impl FromStr for TableCache {
+    type Err = String;
+
+    /// Parses bytes, or a number with `K`, `M`, `G` or `T` (powers of 1024; `KiB` and so on are understood too).
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = "write bytes or a number with K, M, G or T, such as 256M, and at least 1M";
+        let digits_len = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits_len);
+        let shift = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kib" => 10,
+            "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            "t" | "tib" => 40,
+            _ => return Err(usage.to_owned()),
+        };
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+        let bytes = bytes.filter(|bytes| *bytes >= MIN_TABLE_CACHE_LEN).ok_or(usage)?;
+        let pages = usize::try_from(bytes / TABLE_PAGE_LEN).map_err(|_| usage.to_owned())?;
+        Ok(TableCache { pages })
+    }
+}
+
 /// Why an export option cannot be understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -204,6 +241,26 @@ fn parse_num_queues(value: &str) -> Result<u16, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // rule: MAP-16
+    #[test]
+    fn a_cache_of_tables_is_a_size() {
+        for (text, pages) in [
+            (DEFAULT_TABLE_CACHE, 65_536),
+            ("1048576", 256),
+            ("1048576B", 256),
+            ("1024k", 256),
+            ("1MiB", 256),
+            ("2g", 1 << 19),
+            ("1T", 1 << 28),
+        ] {
+            assert_eq!(text.parse(), Ok(TableCache { pages }), "{text}");
+        }
+        for bad in ["", "M", "0", "1048575", "1023K", "-1M", "1.5G", "1GB", "1 M", "16777216T", "99999999999999999999"]
+        {
+            assert!(bad.parse::<TableCache>().unwrap_err().contains("such as 256M"), "{bad}");
+        }
+    }
 
     #[test]
     fn full_export_is_understood() {

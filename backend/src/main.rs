@@ -61,6 +61,11 @@ struct Cli {
     #[arg(long, value_name = "PERCENT,...", default_value = space::DEFAULT_MARKS)]
     space_warning: space::Marks,
 
+    /// Memory for the container's tables, which tell where data lies: bytes, or a number with K, M, G or T. 1M covers
+    /// 8 GiB of data; what is used more is read again from the container.
+    #[arg(long, value_name = "SIZE", default_value = config::DEFAULT_TABLE_CACHE)]
+    table_cache: config::TableCache,
+
     #[command(flatten)]
     conventions: Conventions,
 }
@@ -164,6 +169,7 @@ fn run(cli: Cli) -> Result<(), MainError> {
     let mode = if cli.conventions.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let disk = FileDisk::open(&path, mode).map_err(in_container)?;
     let container = Container::open(Arc::clone(&disk) as Arc<dyn Disk>, mode).map_err(in_container)?;
+    container.limit_resident_pages(cli.table_cache.pages);
     let control = cli.control.as_deref().map(std::path::absolute).transpose()?;
     if mode == OpenMode::ReadWrite {
         let holder = Holder { pid: std::process::id(), program: "pitstopd".to_owned(), control: control.clone() };

@@ -44,6 +44,7 @@ fn mistakes_end_the_daemon_with_a_reason() {
     fails(&[container, "--export", "volume=v"], 2, "needs socket=");
     fails(&[container, "--volume", "v"], 2, "--socket-path or --fd");
     fails(&[container], 2, "nothing to serve");
+    fails(&[container, "--table-cache", "1K"], 2, "at least 1M");
     fails(&[text(&place.path("none.pit")), "--export", &export("v", "s")], 1, "none.pit");
     fails(&[container, "--export", &export("x", "s")], 1, "no volume named 'x'");
     fails(&[container, "--export", &export("v", "folder/s")], 1, "does not exist; create it first");

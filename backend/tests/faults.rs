@@ -14,7 +14,7 @@ use common::client::{Client, DATA_START, Style, T_FLUSH, T_IN, T_OUT};
 use common::faulty::{Fault, FaultyFs, Grain, Op};
 use common::{Daemon, Place, Qmp, Random, text, wait_until};
 use pitstop_format::check::{Outcome, check};
-use pitstop_format::{CreateOptions, FileDisk, OpenMode};
+use pitstop_format::{CreateOptions, FileDisk, OpenMode, VolumeIo};
 use serde_json::json;
 use vhost::VhostBackend;
 use vm_memory::{Bytes, GuestAddress};
@@ -482,6 +482,45 @@ fn space_is_warned_of_before_it_runs_out() {
     assert!(qmp.event("X_PITSTOP_SPACE_OK")["available-bytes"].as_u64().unwrap() > 1 << 38);
     assert!(qmp.order("x-pitstop-query-container", json!({}))["space"]["warning"].is_null());
     scene.end();
+}
+
+/// Which places of a volume the daemon knows without asking the storage, after all have been read: each is described by a
+/// table page of its own.
+fn places_in_memory(options: &[&str]) -> usize {
+    const PLACES: u64 = 400;
+    const PAGE_COVERS: u64 = 32 << 20;
+    let place = Place::with_volumes(&[]);
+    place.change(|container| {
+        container.create_volume("v", PLACES * PAGE_COVERS).unwrap();
+        let volume = VolumeIo::new(container, container.volume("v").unwrap());
+        (0..PLACES).for_each(|index| volume.write_at(&[1; 4096], index * PAGE_COVERS).unwrap());
+    });
+    let fs = FaultyFs::mount(&place.path("mounted"), &place.container(), Grain::Sector);
+    let mut arguments = vec![text(&fs.file()).to_owned(), "--export".to_owned()];
+    arguments.push(format!("volume=v,socket={}", text(&place.path("v"))));
+    arguments.extend(options.iter().map(|&option| option.to_owned()));
+    let daemon = Daemon::start(&arguments);
+    wait_until("socket", || common::is_listened_on(&place.path("v")));
+    let mut v = Client::connect(&place.path("v"), Style::PLAIN);
+    // Beside what was written, so that nothing but the table is read.
+    let mut known = || {
+        let read = |index: &u64| status(&mut v, T_IN, index * PAGE_COVERS + (1 << 20), &mut [0; 512]) == OK;
+        (0..PLACES).filter(read).count()
+    };
+    assert_eq!(known(), PLACES as usize);
+    fs.fail(&[Fault::every(Op::Read, libc::EIO)]);
+    let known = known();
+    fs.fail(&[]);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    known
+}
+
+// rule: MAP-16
+#[test]
+fn tables_take_no_more_memory_than_they_may() {
+    assert_eq!(places_in_memory(&[]), 400);
+    let known = places_in_memory(&["--table-cache", "1M"]);
+    assert!((1..=256 + 8).contains(&known), "{known} pages of 4 KiB are in memory");
 }
 
 #[test]
