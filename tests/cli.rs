@@ -296,6 +296,29 @@ fn a_file_system_that_fills_up_during_an_import_costs_only_the_import() {
     pitstop.assert_clean();
 }
 
+// rule: CHK-29
+#[test]
+fn a_repair_whose_log_finds_no_room_changes_nothing() {
+    let scratch = Scratch::new("cli-log-full");
+    let tiny = TinyFileSystem::mount(&scratch, 1);
+    let pitstop = small_container(&scratch);
+    // The last slab's descriptor: a free one.
+    let slab = fs::metadata(pitstop.container()).unwrap().len() / (256 << 10) - 1;
+    flip_bit(pitstop.container(), 2 * (256 << 10) + slab * 32 + 9);
+    let before = Bytes::of(pitstop.container());
+    let room = 8 << 10;
+    fs::write(tiny.folder.join("filler"), vec![1; usize::try_from(MIB).unwrap() - room]).unwrap();
+    let log = tiny.folder.join("log");
+    let failure = pitstop.fails("check", &["--repair", "all", "--repair-log", text(&log)]);
+    assert_eq!(failure.code, 1);
+    assert_says(&failure, &["No space left", text(&log), "has not been changed", "--repair-log"]);
+    before.assert_same(pitstop.container(), "a repair without a log");
+    assert!(!log.exists(), "a part of a log was left");
+    fs::remove_file(tiny.folder.join("filler")).unwrap();
+    pitstop.run("check", &["--repair", "all", "--repair-log", text(&log)]);
+    pitstop.assert_clean();
+}
+
 #[test]
 fn a_second_daemon_and_data_verbs_are_told_who_holds_the_container() {
     let scratch = Scratch::new("cli-second");

@@ -175,6 +175,18 @@ pub(crate) enum Error {
         /// Who holds it.
         holder: HolderName,
     },
+    /// What a repair would change could not be kept, so it was not begun.
+    #[error(
+        "there is no log {} of the repair: {source}; the container has not been changed: make room, or name another place \
+         with --repair-log",
+        shown(.log)
+    )]
+    LogNotWritten {
+        /// The repair's log.
+        log: PathBuf,
+        /// What failed.
+        source: Box<Error>,
+    },
     /// A repair ended half-way.
     #[error(
         "{}: {source}; the repair is not complete: check and repair again when the storage is well, or put back what was \

@@ -170,12 +170,20 @@ pub(crate) fn check_text(report: &CheckView) -> String {
     if shown < all {
         text.push_str(&format!("and {} more\n", all - shown));
     }
-    let counted = |number: u64, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
-    let counts = format!("{}, {}", counted(report.corruptions, "corruption"), counted(report.leaks, "leak"));
+    let counts = counts_text(report.corruptions, report.leaks);
     text.push_str(&match report.verdict() {
         Verdict::Clean => "no errors were found\n".to_owned(),
-        Verdict::Leaks => format!("{counts}: space is lost, data is safe\n"),
-        _ => format!("{counts}: export what can be read, and restore the container from a copy\n"),
+        Verdict::Leaks => {
+            format!("{counts}: space is lost, data is safe; `pitstop check --repair leaks` gives the space back\n")
+        }
+        // It was asked for, and could not be done.
+        _ if report.counts.contains_key("not-repaired") => {
+            format!("{counts}: export what can be read, and restore the container from a copy\n")
+        }
+        _ => format!(
+            "{counts}: repair it with `pitstop check --repair all`, or export what can be read and restore the container \
+             from a copy\n"
+        ),
     });
     text
 }
@@ -193,7 +201,10 @@ fn repair_text(report: &CheckView) -> String {
         let number = |name: &str| part.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
         let volume = part.get("volume").and_then(serde_json::Value::as_str).map(printable).unwrap_or_default();
         let (start, end) = (number("start"), number("end"));
-        text.push_str(&format!("lost: volume {volume}: bytes {start} to {end} ({})\n", human(end - start)));
+        text.push_str(&format!(
+            "lost: volume {volume}: bytes {start} to {end} ({})\n",
+            human(end.saturating_sub(start))
+        ));
     }
     let shown = lost.map_or(0, |lost| lost.len() as u64);
     if shown < count("lost-count") {
@@ -201,11 +212,15 @@ fn repair_text(report: &CheckView) -> String {
     }
     if let Some(log) = word("repair-log") {
         let (corruptions, leaks) = (count("corruptions-fixed"), count("leaks-fixed"));
-        text.push_str(&format!(
-            "repaired: {corruptions} corruptions, {leaks} leaks; what was there before is in {log}\n"
-        ));
+        let counts = counts_text(corruptions, leaks);
+        text.push_str(&format!("repaired: {counts}; what was there before is in {log}\n"));
     }
     text
+}
+
+fn counts_text(corruptions: u64, leaks: u64) -> String {
+    let counted = |number: u64, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
+    format!("{}, {}", counted(corruptions, "corruption"), counted(leaks, "leak"))
 }
 
 /// How a state is called.

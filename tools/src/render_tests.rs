@@ -115,16 +115,26 @@ fn a_check_says_what_to_do() {
     (report.leaks, report.notes) = (1, 0);
     assert_eq!(
         check_text(&report),
-        "leak: slab 9: has no owner [CHK-18, ALC-3]\n0 corruptions, 1 leak: space is lost, data is safe\n"
+        "leak: slab 9: has no owner [CHK-18, ALC-3]\n0 corruptions, 1 leak: space is lost, data is safe; \
+         `pitstop check --repair leaks` gives the space back\n"
     );
     report.corruptions = 5000;
     let text = check_text(&report);
     assert!(
         text.ends_with(
-            "and 5000 more\n5000 corruptions, 1 leak: export what can be read, and restore the container from a copy\n"
+            "and 5000 more\n5000 corruptions, 1 leak: repair it with `pitstop check --repair all`, or export what can be \
+             read and restore the container from a copy\n"
         ),
         "{text}"
     );
+    report.counts.insert("not-repaired".to_owned(), "cannot".into());
+    let text = check_text(&report);
+    assert!(text.contains("\ncannot\n") && !text.contains("--repair"), "{text}");
+    let fixed = [("corruptions-fixed", 1u64), ("leaks-fixed", 2)];
+    report.counts = fixed.into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect();
+    report.counts.insert("repair-log".to_owned(), "log".into());
+    let text = check_text(&report);
+    assert!(text.contains("\nrepaired: 1 corruption, 2 leaks; what was there before is in log\n"), "{text}");
 }
 
 #[test]

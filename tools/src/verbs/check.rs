@@ -3,7 +3,7 @@
 //! Invariant: the log of a repair is complete and durable before the container is changed (CHK-29), and never written over
 //! another file. Does not: know what is wrong with a container, or how it is mended (`pitstop_format::check`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -88,9 +88,12 @@ fn mend(path: &Path, what: Repair, log: Option<&Path>) -> Result<CheckView> {
     let mut kept = None;
     if !plan.is_empty() {
         let (file, name) = create_log(path, log)?;
-        let wrote = write_log(&plan, path, &disk, file, &name);
+        if let Err(error) = write_log(&plan, path, &disk, file, &name) {
+            // A part of a log would only mislead.
+            drop(fs::remove_file(&name));
+            return Err(Error::LogNotWritten { log: name, source: Box::new(error) });
+        }
         kept = Some(name.clone());
-        wrote?;
         plan.carry_out(&*disk).map_err(|source| Error::RepairFailed {
             container: path.to_owned(),
             log: name,
