@@ -1,11 +1,10 @@
 //! What the storage does to an export's requests: who waits for space, and what the log and the clients hear of it.
 //!
 //! Invariant: a request that begins to wait for space is counted until it ends, and the export is told of as starved, or
-//! as going on, exactly when that count leaves or reaches zero. Does not: decide which request waits (`dataplane`).
+//! as going on, exactly when that count leaves or reaches zero, in the order in which that happens. Does not: decide which request waits (`dataplane`).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pitstop_format::Volume;
 
@@ -38,14 +37,15 @@ pub(crate) struct Trouble {
     export: String,
     volume: Volume,
     policy: OnNoSpace,
-    starved: AtomicUsize,
+    /// Held while its change is told of: two queues' news must not overtake each other.
+    starved: Mutex<usize>,
     events: Arc<Events>,
 }
 
 impl Trouble {
     /// None yet.
     pub(crate) fn new(export: &str, volume: Volume, policy: OnNoSpace, events: Arc<Events>) -> Arc<Self> {
-        Arc::new(Trouble { export: export.to_owned(), volume, policy, starved: AtomicUsize::new(0), events })
+        Arc::new(Trouble { export: export.to_owned(), volume, policy, starved: Mutex::new(0), events })
     }
 
     /// Whether requests that lack space wait.
@@ -55,12 +55,18 @@ impl Trouble {
 
     /// Requests that wait for space.
     pub(crate) fn starved(&self) -> usize {
-        self.starved.load(Ordering::Acquire)
+        *self.counted()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, usize> {
+        self.starved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request waits for space from now on.
     pub(crate) fn starves(&self, reason: &str) {
-        if self.starved.fetch_add(1, Ordering::AcqRel) == 0 {
+        let mut starved = self.counted();
+        *starved += 1;
+        if *starved == 1 {
             log::warn!(
                 "export {}: {reason}; its writes wait until there is space (on-enospc=stop), and fail if the guest \
                  is disconnected before",
@@ -72,7 +78,9 @@ impl Trouble {
 
     /// A request that had waited for space has ended.
     pub(crate) fn no_longer_starves(&self) {
-        if self.starved.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let mut starved = self.counted();
+        *starved -= 1;
+        if *starved == 0 {
             log::info!("export {}: no request waits for space any more", self.export);
             self.events.emit(&Event::ExportResumed { id: self.export.clone() });
         }
@@ -111,7 +119,36 @@ fn lacks_space(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use pitstop_format::{Container, CreateOptions, FileDisk, OpenMode};
+
     use super::*;
+
+    // rule: CTL-54
+    #[test]
+    fn queues_that_wait_and_go_on_at_once_are_told_of_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = FileDisk::create(&folder.path().join("d.pit")).unwrap();
+        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        let events = Arc::<Events>::default();
+        let receiver = events.subscribe();
+        let trouble = Trouble::new("v", container.volume("v").unwrap(), OnNoSpace::Stop, events);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        trouble.starves("full");
+                        trouble.no_longer_starves();
+                    }
+                });
+            }
+        });
+        assert_eq!(trouble.starved(), 0);
+        let waits: Vec<bool> = receiver.try_iter().map(|event| matches!(event, Event::IoError { .. })).collect();
+        assert!(!waits.is_empty() && waits.len() % 2 == 0);
+        assert!(waits.chunks(2).all(|pair| pair == [true, false]), "going on was told before waiting");
+    }
 
     #[test]
     fn only_a_lack_of_room_is_no_space() {
