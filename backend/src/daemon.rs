@@ -47,6 +47,8 @@ pub(crate) struct ExportStatus {
     pub(crate) num_queues: u16,
     /// Whether a front end is connected.
     pub(crate) connected: bool,
+    /// Whether it is about to end.
+    pub(crate) ending: bool,
     /// What becomes of a request for which there is no space.
     pub(crate) on_enospc: OnNoSpace,
     /// Requests that wait for space.
@@ -463,6 +465,7 @@ impl Served {
             writable: self.config.access == Access::ReadWrite,
             num_queues: self.config.num_queues,
             connected: self.export.is_connected(),
+            ending: self.ending,
             on_enospc: self.config.on_enospc,
             starved: self.export.trouble().starved(),
         }

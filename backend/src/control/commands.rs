@@ -151,7 +151,7 @@ fn query_block_exports(context: &Context, args: Args) -> Result<Done, Failure> {
             "id": export.id,
             "type": "vhost-user-blk",
             "node-name": export.volume,
-            "shutting-down": false, // an export that ends is not listed any more
+            "shutting-down": export.ending,
             "x-pitstop-connected": export.connected,
             "x-pitstop-writable": export.writable,
             "x-pitstop-num-queues": export.num_queues,

@@ -96,6 +96,7 @@ impl Target for FakeTarget {
             writable: export.access == Access::ReadWrite,
             num_queues: export.num_queues,
             connected: is_connected(export),
+            ending: false,
             on_enospc: export.on_enospc,
             starved: 0,
         };
