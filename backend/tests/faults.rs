@@ -17,6 +17,7 @@ use pitstop_format::check::{Outcome, check};
 use pitstop_format::{CreateOptions, FileDisk, OpenMode, VolumeIo};
 use serde_json::json;
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
 
 const OK: u8 = 0;
@@ -462,6 +463,182 @@ fn nothing_waits_for_a_request_that_waits_for_space() {
         }
         scene.end();
     }
+}
+
+// rule: VOL-21, VOL-22
+#[test]
+fn many_requests_that_wait_for_space_stop_nobody_and_complete_as_what_they_were() {
+    const WAITING: u64 = 40;
+    let scene = Scene::with(",on-enospc=stop");
+    let mut qmp = scene.qmp();
+    let mut w = scene.guest("w");
+    (0..WAITING).for_each(|index| w.write(index * (256 << 10), &[5; 512])); // so that `v` cannot get that much
+    let (mut v, offset) = starved(&scene, &mut qmp);
+    let buffer = |index: u64| DATA_START + (1 << 20) + index * 4096;
+    for index in 0..WAITING - 1 {
+        v.mem.write_slice(&[index as u8 + 1; 4096], GuestAddress(buffer(index))).unwrap();
+        v.queues[0].submit(T_OUT, (offset + (1 + index) * (256 << 10)) / 512, &[(buffer(index), 4096)]);
+    }
+    let waiting = |qmp: &mut Qmp| qmp.order("query-block-exports", json!({}))[0]["x-pitstop-starved"].as_u64();
+    wait_until("all wait", || waiting(&mut qmp) == Some(WAITING));
+    // One starved export stops no other, nor the background, nor does it keep a processor busy.
+    let before = scene.daemon.as_ref().unwrap().cpu_time();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(2) {
+        assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), OK);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let used = scene.daemon.as_ref().unwrap().cpu_time() - before;
+    assert!(used < Duration::from_secs(1), "{used:?} of processor time to wait for 2 s");
+    qmp.order("x-pitstop-refresh", json!({"name": "v", "source": "w", "force": true}));
+    scene.fs.set_capacity(u64::MAX);
+    let mut ended = 0;
+    wait_until("all complete", || {
+        while let Some(done) = v.queues[0].take_done() {
+            assert_eq!(done.status, OK);
+            ended += 1;
+        }
+        ended == WAITING
+    });
+    assert_eq!(qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED"), json!({"id": "v"}));
+    assert!(v.read(0, 1024) == [[5; 512], [0; 512]].concat(), "it has been refreshed");
+    assert!(v.read(offset, 256 << 10) == [7; 256 << 10]);
+    for index in 0..WAITING - 1 {
+        assert!(v.read(offset + (1 + index) * (256 << 10), 4096) == [index as u8 + 1; 4096]);
+    }
+    scene.end();
+}
+
+// rule: VOL-21
+#[test]
+fn with_on_enospc_stop_a_guest_makes_room_for_itself_by_discards() {
+    let scene = Scene::with(",on-enospc=stop");
+    let mut qmp = scene.qmp();
+    let (mut v, offset) = starved(&scene, &mut qmp);
+    assert!(offset > 0);
+    let descriptor = |sector: u64, sectors: u32| {
+        let mut bytes = sector.to_le_bytes().to_vec();
+        bytes.extend(sectors.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes
+    };
+    let addr = DATA_START + (1 << 20);
+    v.mem.write_slice(&descriptor(0, 512), GuestAddress(addr)).unwrap();
+    let discard = v.queues[0].submit(common::client::T_DISCARD, 0, &[(addr, 16)]);
+    let mut ended = Vec::new();
+    wait_until("both", || {
+        while let Some(done) = v.queues[0].take_done() {
+            assert_eq!(done.status, OK);
+            ended.push(done.head);
+        }
+        ended.len() == 2
+    });
+    assert_eq!(ended[0], discard, "a discard waits for no space");
+    assert!(v.read(0, 4096) == [0; 4096] && v.read(offset, 256 << 10) == [7; 256 << 10]);
+    scene.end();
+}
+
+// rule: VOL-22, JNL-14
+#[test]
+fn whatever_ends_the_wait_for_space_the_request_is_answered() {
+    for case in 0..5 {
+        let mut scene = Scene::with(",on-enospc=stop");
+        let mut qmp = scene.qmp();
+        let mut w = scene.guest("w");
+        w.write(0, &[1; 512]);
+        let (mut v, _) = starved(&scene, &mut qmp);
+        match case {
+            0 => {
+                scene.fs.fail(&[Fault { times: 1, ..Fault::every(Op::Sync, libc::EIO) }]);
+                w.write(512, &[1; 512]);
+                assert_eq!(status(&mut w, T_FLUSH, 0, &mut []), IOERR);
+            }
+            1 => drop(v.frontend.set_mem_table(&[v.region()]).unwrap()),
+            2 => v.set_write_cache(false).unwrap(),
+            3 => v.frontend.set_vring_enable(0, false).unwrap(),
+            _ => scene.daemon.as_ref().unwrap().signal("TERM"),
+        };
+        assert_eq!(wait_for_answer(&mut v), IOERR, "case {case}");
+        assert_eq!(qmp.event("X_PITSTOP_BLOCK_EXPORT_RESUMED"), json!({"id": "v"}));
+        if case == 0 {
+            assert_eq!(scene.daemon.take().unwrap().terminate().code(), Some(1));
+            scene.check();
+        } else if case == 4 {
+            assert_eq!(scene.daemon.take().unwrap().end().code(), Some(0));
+            scene.check();
+        } else {
+            scene.end();
+        }
+    }
+}
+
+// rule: VOL-21, CTL-51, CTL-54
+#[test]
+fn exports_that_wait_and_exports_that_report_stand_side_by_side() {
+    let scene = Scene::with(",on-enospc=stop");
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-volume-create", json!({"name": "r", "size": common::VOLUME_LEN}));
+    let addr = json!({"type": "unix", "path": text(&scene.place.path("r"))});
+    let export = json!({"type": "vhost-user-blk", "id": "r", "node-name": "r", "writable": true, "addr": addr});
+    qmp.order("block-export-add", export);
+    let (mut v, _) = starved(&scene, &mut qmp);
+    let mut r = scene.guest("r");
+    assert_eq!(writes(&mut r, 0, 1, 4096), IOERR);
+    let event = qmp.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["device"], &event["action"]), (&json!("r"), &json!("report")));
+    assert!(v.queues[0].take_done().is_none());
+    scene.fs.set_capacity(u64::MAX);
+    assert_eq!(wait_for_answer(&mut v), OK);
+    wait_until("growth", || writes(&mut r, 0, 1, 4096) == OK);
+    scene.end();
+}
+
+/// A store that answers nothing holds up requests, and nothing else.
+// rule: CTL-32
+#[test]
+fn a_store_that_hangs_leaves_questions_answered_and_the_end_in_order() {
+    let mut scene = Scene::new();
+    let mut v = Client::connect(&scene.place.path("v"), Style { indirect: true, ..Style::PLAIN });
+    let mut w = scene.guest("w");
+    v.write(0, &[1; 4096]);
+    w.write(0, &[1; 4096]);
+    v.flush();
+    let mut qmp = scene.qmp();
+    scene.fs.set_hung(true);
+    // Pieces that suit no direct I/O: each request takes a buffer beside, of which there are few.
+    for index in 0..40u64 {
+        let at = DATA_START + (1 << 20) + index * 8192;
+        v.queues[0].submit(T_IN, 0, &[(at, 100), (at + 100, 3996)]);
+    }
+    let flush = w.queues[0].submit(T_FLUSH, 0, &[]);
+    let before = scene.daemon.as_ref().unwrap().cpu_time();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = scene.daemon.as_ref().unwrap().cpu_time() - before;
+    let mut other = scene.qmp();
+    let ending = std::thread::spawn(move || {
+        other.order("block-export-del", json!({"id": "w", "mode": "hard"}));
+    });
+    wait_until("the end has begun", || qmp.order("query-block-exports", json!({}))[1]["shutting-down"] == true);
+    for command in ["query-version", "query-block-exports", "x-pitstop-query-volumes", "x-pitstop-query-layers"] {
+        qmp.order(command, json!({}));
+    }
+    assert!(v.queues[0].take_done().is_none() && w.queues[0].take_done().is_none());
+    assert!(used < Duration::from_secs(1), "{used:?} of processor time to wait for 2 s");
+    scene.daemon.as_ref().unwrap().signal("TERM");
+    qmp.event("SHUTDOWN");
+    assert!(scene.daemon.as_mut().unwrap().is_running(), "requests are under way");
+    scene.fs.set_hung(false);
+    ending.join().unwrap();
+    assert_eq!(scene.daemon.take().unwrap().end().code(), Some(0));
+    let mut answers = 0;
+    while let Some(done) = v.queues[0].take_done() {
+        assert_eq!(done.status, OK);
+        answers += 1;
+    }
+    assert_eq!(answers, 40);
+    let done = w.queues[0].take_done().unwrap();
+    assert_eq!((done.head, done.status), (flush, OK));
+    scene.check();
 }
 
 // rule: CTL-52, CTL-53

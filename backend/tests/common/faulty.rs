@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -71,6 +71,9 @@ struct State {
     failed: AtomicU64,
     /// The file may not become longer than this.
     capacity: AtomicU64,
+    /// No request is answered.
+    hung: Mutex<bool>,
+    hung_changed: Condvar,
 }
 
 /// The mounted file system; unmounted when dropped.
@@ -91,6 +94,8 @@ impl FaultyFs {
             faults: Mutex::default(),
             failed: AtomicU64::new(0),
             capacity: AtomicU64::new(u64::MAX),
+            hung: Mutex::default(),
+            hung_changed: Condvar::new(),
         });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("pitstop-faulty".to_owned())];
@@ -119,6 +124,12 @@ impl FaultyFs {
         self.state.capacity.store(bytes, Ordering::SeqCst);
     }
 
+    /// Whether requests wait instead of being answered.
+    pub fn set_hung(&self, hung: bool) {
+        *lock(&self.state.hung) = hung;
+        self.state.hung_changed.notify_all();
+    }
+
     /// Bytes that the file has.
     pub fn file_len(&self) -> u64 {
         self.state.backing.metadata().unwrap().len()
@@ -127,6 +138,7 @@ impl FaultyFs {
 
 impl Drop for FaultyFs {
     fn drop(&mut self) {
+        self.set_hung(false);
         if let Some(session) = self.session.take()
             && let Err(error) = session.umount_and_join()
         {
@@ -142,6 +154,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl State {
     /// The error for a request, if it is to fail.
     fn check(&self, op: Op, range: Range<u64>) -> Result<(), Errno> {
+        let mut hung = lock(&self.hung);
+        while *hung {
+            hung = self.hung_changed.wait(hung).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(hung);
         let touches = |fault: &Fault| op == Op::Sync || fault.range.start < range.end && range.start < fault.range.end;
         for fault in lock(&self.faults).iter_mut().filter(|fault| fault.op == op && touches(fault)) {
             if fault.after > 0 {
