@@ -26,6 +26,7 @@ use common::faulty::{FaultyFs, Grain};
 use common::{Daemon, PATIENCE, Place, Qmp, Random, text};
 use guest::Worker;
 use model::{Busy, SECTOR_LEN, Stripe, stamps};
+use pitstop_format::check::repair::{self, Scope};
 use pitstop_format::check::{Outcome, check};
 use pitstop_format::{Container, CreateOptions, Disk, FileDisk, OpenMode, VolumeIo};
 use serde_json::json;
@@ -138,6 +139,7 @@ impl Scene {
         self.refresh_a_guest(&mut qmp);
         let mut clients: Vec<Client> = GUESTS.iter().map(|&(name, cache)| self.connect(name, cache)).collect();
         let mut lines = vec![qmp, Qmp::connect(&self.place.path("control"))];
+        let mut checking = Qmp::connect(&self.place.path("control"));
         let dead = AtomicBool::new(false);
         let time = Duration::from_micros(20_000 + self.random.below(380_000));
         let mut seeds: Vec<Random> = (0..16).map(|_| Random(self.random.next() | 1)).collect();
@@ -157,6 +159,7 @@ impl Scene {
                 let (mut random, dead) = (seeds.pop().unwrap(), &dead);
                 storms.push(scope.spawn(move || storm.run(qmp, guests, &mut random, dead)));
             }
+            scope.spawn(|| check_until_dead(&mut checking));
             std::thread::sleep(time);
             daemon.signal("KILL");
             daemon.end();
@@ -188,6 +191,16 @@ impl Scene {
         for (index, part) in content.stamps().chunks(STRIPE).enumerate() {
             volume.stripe(index).begin_anew(part);
         }
+    }
+
+    /// Repairs what the dead daemon left, where nothing is damaged: nothing may come of it (CHK-27).
+    fn repair(&self) {
+        common::alone_with_container(|| {
+            let disk = FileDisk::open(&self.container(), OpenMode::ReadWrite).unwrap();
+            let plan = repair::plan(&*disk, Scope::All).unwrap();
+            assert_eq!(plan.lost_count(), 0);
+            plan.carry_out(&*disk).unwrap();
+        });
     }
 
     /// Looks at what the dead daemon left, writing nothing.
@@ -222,11 +235,24 @@ impl Scene {
     }
 }
 
+/// Has the daemon check the container until it dies (CTL-48).
+fn check_until_dead(qmp: &mut Qmp) {
+    while let Some(answer) = qmp.try_ask("x-pitstop-check", json!({})) {
+        match answer.get("return") {
+            Some(report) => assert!(report["corruptions"] == 0 && report["leaks"] == 0, "{report}"),
+            None => assert!(answer["error"]["desc"].as_str().unwrap().contains("too busy"), "{answer}"),
+        }
+    }
+}
+
 fn kill_again_and_again(grain: Grain, usual: usize) {
     let kills = std::env::var("PITSTOP_KILLS").map_or(usual, |kills| kills.parse().unwrap());
     let mut scene = Scene::new(grain);
     while scene.kills < kills {
         scene.live_and_die();
+        if scene.random.below(4) == 0 {
+            scene.repair();
+        }
         scene.verify();
     }
     // And it still ends in good order.
