@@ -146,7 +146,7 @@ mod tests {
         });
         assert_eq!(trouble.starved(), 0);
         let waits: Vec<bool> = receiver.try_iter().map(|event| matches!(event, Event::IoError { .. })).collect();
-        assert!(!waits.is_empty() && waits.len() % 2 == 0);
+        assert!(!waits.is_empty() && waits.len().is_multiple_of(2));
         assert!(waits.chunks(2).all(|pair| pair == [true, false]), "going on was told before waiting");
     }
 

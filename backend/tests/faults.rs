@@ -201,6 +201,22 @@ fn fails_the_container(fault: Fault, reason: &str) {
     assert!(info["failure"].as_str().unwrap().contains(reason), "{info}");
     let why = qmp.refused("x-pitstop-snapshot", json!({"source": "w", "name": "late"}));
     assert!(why.contains("has failed") && why.contains("open it again"), "{why}");
+    for (command, arguments) in [
+        ("x-pitstop-volume-create", json!({"name": "late", "size": 1 << 20})),
+        ("x-pitstop-volume-rename", json!({"name": "w", "new-name": "late"})),
+        ("x-pitstop-refresh", json!({"name": "w", "source": "v", "force": true})),
+    ] {
+        let why = qmp.refused(command, arguments);
+        assert!(why.contains("has failed") && why.contains("open it again"), "{command}: {why}");
+    }
+    for command in ["query-block-exports", "x-pitstop-query-volumes", "x-pitstop-query-layers"] {
+        qmp.order(command, json!({}));
+    }
+    let report = qmp.order("x-pitstop-check", json!({}));
+    assert_eq!((&report["corruptions"], &report["leaks"]), (&json!(0), &json!(0)), "what is durable is whole");
+    qmp.order("block-export-del", json!({"id": "w", "mode": "hard"}));
+    let why = qmp.refused("x-pitstop-volume-delete", json!({"name": "w"}));
+    assert!(why.contains("has failed") && why.contains("open it again"), "{why}");
     scene.wait_for_log("end this daemon and start it again");
     drop((v, w, qmp));
     // An orderly end is not possible any more, and says so.
