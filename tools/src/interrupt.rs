@@ -1,13 +1,14 @@
 //! Ctrl-C and SIGTERM during a long copy.
 //!
-//! Invariant: the first signal asks the copy to stop and tidy up; a second one ends the program at once. Does not: handle
-//! signals of short commands, whose work is atomic anyway.
+//! Invariant: the first signal asks the copy to stop and tidy up; a second one ends the program at once. A limit on file
+//! sizes is an error of the write that meets it, never the end of the program (VOL-8). Does not: handle signals of short
+//! commands, whose work is atomic anyway.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// Exit status of a program that two signals ended.
@@ -25,4 +26,12 @@ pub(crate) fn stop_flag() -> io::Result<Arc<AtomicBool>> {
         flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// From now on, a write beyond the limit on file sizes (RLIMIT_FSIZE) fails, as on a full file system.
+///
+/// # Errors
+/// The system's, if the handler cannot be set.
+pub(crate) fn survive_file_size_limit() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(drop)
 }

@@ -236,7 +236,8 @@ struct Show {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().verb) {
+    let cli = Cli::parse();
+    match interrupt::survive_file_size_limit().map_err(error::Error::Signals).and_then(|()| run(cli.verb)) {
         Ok(code) => code,
         Err(error) => {
             tell(&error);

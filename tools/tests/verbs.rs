@@ -220,6 +220,30 @@ fn a_container_whose_lock_file_cannot_be_written_can_be_changed() {
     pit.ok(&["delete", "disks.pit", "v"]);
 }
 
+// rule: VOL-8, CHK-29
+#[test]
+fn a_limit_on_file_sizes_is_a_full_file_system() {
+    let pit = Pit::new();
+    std::fs::write(pit.path("in.raw"), common::noise(1 << 20, 1)).unwrap();
+    let limited = |limit: u64, args: &[&str]| {
+        let mut command = Command::new("prlimit");
+        command.args([&format!("--fsize={limit}"), env!("CARGO_BIN_EXE_pitstop")]).args(args);
+        let output = command.current_dir(pit.container.parent().unwrap()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, message) = limited(1 << 20, &["import", "disks.pit", "golden", "in.raw"]);
+    assert!(code == Some(1) && message.starts_with("pitstop: "), "{code:?} {message}");
+    assert_eq!(pit.names(), [""; 0], "a part of an import was left");
+    pit.ok(&["import", "disks.pit", "golden", "in.raw"]);
+    let mut bad = std::fs::read(&pit.container).unwrap();
+    let at = bad.windows(6).rposition(|window| window == b"golden").unwrap();
+    bad[at..at + 40].copy_from_slice(&common::noise(40, 3));
+    std::fs::write(&pit.container, &bad).unwrap();
+    let (code, message) = limited(4096, &["check", "disks.pit", "--repair", "all"]);
+    assert!(code == Some(1) && message.contains("has not been changed"), "{code:?} {message}");
+    assert!(!pit.path("disks.pit.repair-log").exists() && std::fs::read(&pit.container).unwrap() == bad);
+}
+
 #[test]
 fn a_foreign_file_is_not_a_container_and_stays_as_it_is() {
     let pit = Pit::new();
