@@ -19,6 +19,7 @@ use crate::testing::SimDisk;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
 use crate::{Container, CreateOptions, OpenMode, VolumeIo};
 
+mod repair;
 mod rules;
 
 const SIZE: u64 = 16 << 20;

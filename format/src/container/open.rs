@@ -156,8 +156,12 @@ fn build_volumes(
     Ok(volumes)
 }
 
-/// Hangs the tables found in the descriptors into their layers.
-fn attach_tables(descriptors: &[Descriptor], layers: &HashMap<LayerId, Arc<Layer>>) -> Result<()> {
+/// Hangs the tables found in the descriptors into their layers. Those of doomed layers are only freed (LAY-10).
+fn attach_tables(
+    descriptors: &[Descriptor],
+    layers: &HashMap<LayerId, Arc<Layer>>,
+    doomed: &HashSet<LayerId>,
+) -> Result<()> {
     for (found, slab) in descriptors.iter().zip(0u64..) {
         let Descriptor::Table { layer, index, pages, zero } = *found else {
             continue;
@@ -166,6 +170,9 @@ fn attach_tables(descriptors: &[Descriptor], layers: &HashMap<LayerId, Arc<Layer
             log::warn!("slab {slab} belongs to layer {layer}, which does not exist; `pitstop check` tells more");
             continue;
         };
+        if doomed.contains(&layer) {
+            continue;
+        }
         if index >= owner.table_limit() || !owner.add_table(index, Table::new(SlabNo(slab), pages, zero)) {
             let bad =
                 Bad::new("MAP-2", format!("table {index} of layer {layer}"), "one table an index, within the size");
@@ -250,7 +257,6 @@ impl Container {
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
         let layers = build_layers(&slots)?;
         let volumes = build_volumes(&slots, &layers, &signal)?;
-        attach_tables(&descriptors, &layers)?;
         let doomed = slots
             .iter()
             .filter_map(|slot| match slot {
@@ -258,6 +264,7 @@ impl Container {
                 _ => None,
             })
             .collect();
+        attach_tables(&descriptors, &layers, &doomed)?;
         let alloc = Allocator::new(descriptors);
         let pages = replay_pages(&*disk, &replay, &alloc, &layers, &doomed)?;
         let ring =

@@ -20,6 +20,12 @@ use crate::layout::slot::{self, ContainerRecord, LayerRecord, PER_PAGE, PER_SLAB
 use crate::layout::superblock::Superblock;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, PAGES_PER_SLAB, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo};
 
+/// Counters from here on are not opened for writing (CON-18).
+pub(super) const MAX_COUNT: u64 = 1 << 62;
+
+/// Groups of the container without descriptors that a repair puts up with: each costs memory.
+const UNDESCRIBED_GROUPS: u32 = 4;
+
 /// Bytes of a layer that cannot be known any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct LostInLayer {
@@ -41,6 +47,8 @@ pub(super) struct Draft<'a> {
     pub(super) new_descriptors: BTreeMap<SlabNo, Descriptor>,
     pub(super) new_slots: BTreeMap<SlotNo, Slot>,
     pub(super) new_entries: BTreeMap<(LayerId, ChunkNo), RawEntry>,
+    /// Pages of tables that are made new.
+    pub(super) new_fresh: BTreeSet<(LayerId, u32, u8)>,
     /// Items of the journal were left out.
     pub(super) journal_pruned: bool,
     pub(super) lost: BTreeSet<LostInLayer>,
@@ -64,6 +72,12 @@ impl<'a> Draft<'a> {
             return Err(Error::ReadOnlyFeatures { bits: superblock.ro_compat });
         }
         let journal = Journal::read(disk, &superblock, None)?;
+        if [superblock.sequence, superblock.generation, journal.end.link.sequence]
+            .iter()
+            .any(|count| *count >= MAX_COUNT - 16)
+        {
+            return Err(impossible("its counters are used up (CON-18)"));
+        }
         let mut draft = Self {
             disk,
             superblock,
@@ -74,6 +88,7 @@ impl<'a> Draft<'a> {
             new_descriptors: BTreeMap::new(),
             new_slots: BTreeMap::new(),
             new_entries: BTreeMap::new(),
+            new_fresh: BTreeSet::new(),
             journal_pruned: false,
             lost: BTreeSet::new(),
             kept: BTreeSet::new(),
@@ -84,13 +99,27 @@ impl<'a> Draft<'a> {
     }
 
     fn read_descriptors(&mut self, slabs: u64) -> Result<()> {
+        let mut undescribed = 0;
         for first in (0..slabs).step_by(SLABS_PER_GROUP as usize) {
             let count = (slabs - first).min(SLABS_PER_GROUP);
             if count <= DESCRIPTOR_SLAB {
                 break;
             }
             let len = (count as usize * descriptor::LEN).next_multiple_of(PAGE_LEN);
-            let bytes = read(self.disk, len, SlabNo(first + DESCRIPTOR_SLAB).offset())?;
+            let own = SlabNo(first + DESCRIPTOR_SLAB);
+            let bytes = read(self.disk, len, own.offset())?;
+            let described =
+                bytes[DESCRIPTOR_SLAB as usize * descriptor::LEN..][..descriptor::LEN].iter().any(|&b| b != 0);
+            if first > 0 && !described && !self.journal.descriptors.contains_key(&own) {
+                // A file may be made of holes and as long as can be: its surplus is not looked at (CON-19).
+                if first >= self.counted_slabs()? {
+                    break;
+                }
+                undescribed += 1;
+                if undescribed > UNDESCRIBED_GROUPS {
+                    return Err(impossible("the descriptors of many groups are gone (CHK-3)"));
+                }
+            }
             for (raw, slab) in bytes.chunks_exact(descriptor::LEN).zip(first..first + count) {
                 let slab = SlabNo(slab);
                 let raw = self.journal.descriptors.get(&slab).map_or(raw, |image| image.as_slice());
@@ -98,6 +127,20 @@ impl<'a> Draft<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Slabs that the container record counts; none if it cannot be read yet.
+    fn counted_slabs(&self) -> Result<u64> {
+        let first = |found: &Option<Descriptor>| matches!(found, Some(Descriptor::Catalog { index: 0, .. }));
+        let Some(slab) = self.descriptors.iter().position(first) else {
+            return Ok(0);
+        };
+        let home = read(self.disk, slot::LEN, SlabNo(slab as u64).offset())?;
+        let raw = self.journal.slots.get(&SlotNo(0)).map_or(home.as_slice(), |image| image.as_slice());
+        Ok(match Slot::decode(raw, self.superblock.uuid, SlotNo(0)) {
+            Ok(Slot::Container(record)) => record.slab_count,
+            Ok(_) | Err(_) => 0,
+        })
     }
 
     /// The catalog's slots, as the descriptors describe it.
@@ -249,12 +292,15 @@ impl<'a> Draft<'a> {
         let file_len = self.disk.len().map_err(Error::io("cannot read the container's length"))?;
         self.superblock = read_superblock(self.disk, file_len, &mut CheckReport::default())?;
         self.journal = Journal::read(self.disk, &self.superblock, None)?;
+        self.journal.fresh.extend(self.new_fresh.iter().map(|&page| (page, false)));
         Ok(())
     }
 
     /// The changes as a batch of absolute values.
     pub(super) fn items(&self) -> Vec<Item> {
         let id = self.uuid();
+        let fresh = self.new_fresh.iter();
+        let fresh = fresh.map(|&(layer, table, page)| Item::FreshPage { layer, table, page, zero: false });
         let entries = self.new_entries.iter().map(|(&(layer, chunk), entry)| Item::Entry {
             layer,
             chunk,
@@ -267,7 +313,7 @@ impl<'a> Draft<'a> {
             .iter()
             .map(|(&slab, content)| Item::Descriptor { slab, image: content.encode(id, slab) });
         let slots = self.new_slots.iter().map(|(&slot, content)| Item::Slot { slot, image: content.encode(id, slot) });
-        entries.chain(descriptors).chain(slots).collect()
+        fresh.chain(entries).chain(descriptors).chain(slots).collect()
     }
 }
 

@@ -3,11 +3,11 @@
 //! Invariant: a chunk whose entry cannot be told reads as zeros and is noted as lost; it never shows another chunk's data,
 //! a freed slab's, or an older copy's (CHK-31). Does not: guess which blocks of a slab hold data.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bitvec::vec::BitVec;
 
-use super::draft::{Draft, turn_back};
+use super::draft::{Draft, impossible, turn_back};
 use crate::check::read;
 use crate::disk::Disk;
 use crate::error::Result;
@@ -63,11 +63,12 @@ impl Draft<'_> {
     /// Mends all that hangs below the catalog.
     pub(super) fn mend_entries(&mut self) -> Result<()> {
         self.mend_tables()?;
+        let lost = self.rebuild_tables()?;
         self.prune_journal();
         let tables = self.tables();
         let slabs = self.descriptors.len();
         let empty = || BitVec::repeat(false, slabs);
-        let mut seen = Seen { named: empty(), twice: empty(), reached: empty(), lost: HashSet::new() };
+        let mut seen = Seen { named: empty(), twice: empty(), reached: empty(), lost };
         self.each_entry(&tables, |_, _, _, found, _| {
             if let Ok(found) = found
                 && found.d != 0
@@ -91,7 +92,11 @@ impl Draft<'_> {
         for (layer, chunk, size, found, raw) in all {
             self.mend_entry((layer, chunk), size, found, &raw, &zeroed, &mut seen);
         }
-        self.mend_rest(&seen)
+        let unexplained = self.mend_rest(&seen)?;
+        if unexplained || !zeroed.is_empty() {
+            self.doubt_missing_tables();
+        }
+        Ok(())
     }
 
     /// Calls `visit` for each entry of initialised pages, with its home's bytes.
@@ -154,13 +159,116 @@ impl Draft<'_> {
             }
             _ => false,
         });
+        let wanted = |found: &Option<Descriptor>| found.is_none() || (missing && *found == Some(Descriptor::Free));
+        if !self.descriptors.iter().any(wanted) {
+            return Ok(());
+        }
+        let mut named = self.named_slabs(&self.tables())?;
         for slab in (0..self.descriptors.len() as u64).map(SlabNo) {
-            let found = self.descriptors[slab.0 as usize];
-            if found.is_none() || (missing && found == Some(Descriptor::Free)) {
-                self.find_table(slab, &live, &mut owners)?;
+            let at = slab.0 as usize;
+            // What an entry names is data: a guest may keep bytes there that look like a table.
+            if wanted(&self.descriptors[at])
+                && !named[at]
+                && let Some(found) = self.find_table(slab, &live, &mut owners)?
+            {
+                named |= self.named_slabs(&BTreeMap::from([found]))?;
             }
         }
         Ok(())
+    }
+
+    /// Slabs that an entry of one of the tables names.
+    fn named_slabs(&self, tables: &BTreeMap<(LayerId, u32), Table>) -> Result<BitVec> {
+        let mut named: BitVec = BitVec::repeat(false, self.descriptors.len());
+        self.each_entry(tables, |_, _, _, found, _| {
+            if let Ok(found) = found
+                && found.d != 0
+                && (found.slab.0 as usize) < named.len()
+            {
+                named.set(found.slab.0 as usize, true);
+            }
+            Ok(())
+        })?;
+        Ok(named)
+    }
+
+    /// A new table where one is gone that must have been there, because data or values of the journal are of its chunks:
+    /// the data's chunks read as zeros, the journal's values stay, and what the other chunks held nobody knows.
+    fn rebuild_tables(&mut self) -> Result<HashSet<(LayerId, ChunkNo)>> {
+        let (live, tables) = (self.live(), self.tables());
+        let mut gone: BTreeMap<(LayerId, u32), (Option<SlabNo>, BTreeSet<ChunkNo>)> = BTreeMap::new();
+        let is_gone = |layer: LayerId, chunk: ChunkNo| {
+            live.get(&layer).is_some_and(|record| chunk.start() < record.size)
+                && !tables.contains_key(&(layer, chunk.table()))
+        };
+        for (found, slab) in self.descriptors.iter().zip(0..) {
+            if let Some(Descriptor::Data { layer, index, .. }) = *found
+                && is_gone(layer, ChunkNo(index))
+            {
+                let table = gone.entry((layer, ChunkNo(index).table())).or_default();
+                table.0.get_or_insert(SlabNo(slab));
+                table.1.insert(ChunkNo(index));
+            }
+        }
+        for &(layer, chunk) in self.journal.entries.keys().filter(|(layer, chunk)| is_gone(*layer, *chunk)) {
+            gone.entry((layer, chunk.table())).or_default().1.insert(chunk);
+        }
+        let mut free = self.named_slabs(&tables)?;
+        for (found, slab) in self.descriptors.iter().zip(0..) {
+            let is_free = *found == Some(Descriptor::Free) && !free[slab];
+            free.set(slab, is_free);
+        }
+        let mut lost = HashSet::new();
+        for ((layer, index), (slab, chunks)) in gone {
+            // Its data is lost with the table, and its bytes are in the log; without any, a free slab does.
+            let slab = slab.or_else(|| free.first_one().map(|slab| SlabNo(slab as u64)));
+            let slab = slab.ok_or_else(|| impossible("no slab is free for a table that is gone"))?;
+            free.set(slab.0 as usize, false);
+            self.kept.insert(slab);
+            let mut pages = 0;
+            for chunk in chunks {
+                pages |= 1 << chunk.page();
+                let known = self.journal.entries.get(&(layer, chunk)).copied();
+                if known.is_none() {
+                    lost.insert((layer, chunk));
+                    self.lose(layer, chunk.start(), chunk.start() + SLAB_LEN);
+                }
+                let content = known.unwrap_or(RawEntry { z: !0, ..RawEntry::default() });
+                self.set_entry(layer, chunk, content);
+            }
+            for page in (0..PAGES_PER_SLAB as u8).filter(|page| pages >> page & 1 == 1) {
+                self.new_fresh.insert((layer, index, page));
+                self.journal.fresh.insert((layer, index, page), false);
+            }
+            let start = u64::from(index) * TABLE_SPAN;
+            if let Some(record) = live.get(&layer) {
+                self.doubt(record, start, start + TABLE_SPAN);
+            }
+            self.describe(slab, Descriptor::Table { layer, index, pages, zero: false });
+        }
+        Ok(lost)
+    }
+
+    fn doubt(&mut self, record: &LayerRecord, start: u64, end: u64) {
+        let end = end.min(record.size);
+        if start < end {
+            self.lose(record.id, start, end);
+        }
+    }
+
+    /// A slab of which nobody knows what it was may have been any table that a layer does not have, and others its data:
+    /// what shows through for want of it may be older than what was there, and zeros may have been data.
+    fn doubt_missing_tables(&mut self) {
+        let tables = self.tables();
+        for (id, record) in self.live() {
+            let mut at = 0;
+            for &(_, index) in tables.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| key) {
+                let start = u64::from(index) * TABLE_SPAN;
+                self.doubt(&record, at, start);
+                at = start + TABLE_SPAN;
+            }
+            self.doubt(&record, at, record.size);
+        }
     }
 
     /// Pages of the slab that hold entries of this table, and how many entries fit.
@@ -175,10 +283,10 @@ impl Draft<'_> {
         slab: SlabNo,
         live: &BTreeMap<LayerId, LayerRecord>,
         owners: &mut BTreeMap<(LayerId, u32), SlabNo>,
-    ) -> Result<()> {
+    ) -> Result<Option<((LayerId, u32), Table)>> {
         let bytes = read(self.disk, SLAB_LEN as usize, slab.offset())?;
         if is_zero(&bytes) {
-            return Ok(());
+            return Ok(None);
         }
         for (&layer, record) in live {
             for index in 0..record.size.div_ceil(TABLE_SPAN) as u32 {
@@ -209,10 +317,10 @@ impl Draft<'_> {
                 }
                 owners.insert((layer, index), slab);
                 self.describe(slab, Descriptor::Table { layer, index, pages, zero });
-                return Ok(());
+                return Ok(Some(((layer, index), Table { slab, pages, size: record.size })));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Leaves out values of pages that do not exist; what they said is lost.
@@ -316,8 +424,9 @@ impl Draft<'_> {
         self.set_entry(layer, chunk, RawEntry { z: !0, ..RawEntry::default() });
     }
 
-    /// Descriptors that nothing explains, and slabs that nothing uses.
-    fn mend_rest(&mut self, seen: &Seen) -> Result<()> {
+    /// Descriptors that nothing explains, and slabs that nothing uses; true if there are any of the former.
+    fn mend_rest(&mut self, seen: &Seen) -> Result<bool> {
+        let mut unexplained = false;
         let layers = self.layers();
         let live = self.live();
         let tables = self.tables();
@@ -326,6 +435,7 @@ impl Draft<'_> {
             let at = slab.0 as usize;
             match self.descriptors[at] {
                 None => {
+                    unexplained = true;
                     if !seen.lost.is_empty() {
                         self.kept.insert(slab);
                     }
@@ -334,10 +444,6 @@ impl Draft<'_> {
                 Some(Descriptor::Data { layer, index, .. }) if live.contains_key(&layer) => {
                     if !seen.reached[at] {
                         let chunk = ChunkNo(index);
-                        if !tables.contains_key(&(layer, chunk.table())) {
-                            self.lose(layer, chunk.start(), chunk.start() + SLAB_LEN);
-                            self.kept.insert(slab);
-                        }
                         if seen.lost.contains(&(layer, chunk)) {
                             self.kept.insert(slab);
                         }
@@ -362,7 +468,7 @@ impl Draft<'_> {
             }
         }
         self.doom_unreached();
-        Ok(())
+        Ok(unexplained)
     }
 
     /// The next opening for writing frees the slabs of a doomed layer, in steps.

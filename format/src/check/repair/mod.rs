@@ -86,6 +86,9 @@ pub fn plan(disk: &dyn Disk, scope: Scope) -> Result<Plan> {
     }
     draft.mend_catalog()?;
     draft.mend_entries()?;
+    if draft.counters().is_none_or(|counters| counters.next_id >= draft::MAX_COUNT) {
+        return Err(impossible("its ids are used up (CON-18)"));
+    }
     let steps = carry_out(&mut draft, &shadow)?;
     let file_len = disk.len().map_err(Error::io("cannot read the container's length"))?;
     let after = check_view(&shadow, View { file_len, journal_end: None })?;
@@ -144,6 +147,7 @@ fn lost_in_volumes(draft: &Draft<'_>) -> (Vec<Lost>, u64) {
         by_layer.entry(lost.layer).or_default().push((lost.start, lost.end));
     }
     let mut all = Vec::new();
+    let mut count = 0;
     for (_, volume) in draft.volumes() {
         let mut ranges = Vec::new();
         let (mut next, mut limit, mut seen) = (Some(volume.head), volume.size, HashSet::new());
@@ -165,10 +169,10 @@ fn lost_in_volumes(draft: &Draft<'_>) -> (Vec<Lost>, u64) {
                 _ => merged.push((start, end)),
             }
         }
-        all.extend(merged.into_iter().map(|(start, end)| Lost { volume: volume.name.clone(), start, end }));
+        count += merged.len() as u64;
+        let lost = merged.into_iter().map(|(start, end)| Lost { volume: volume.name.clone(), start, end });
+        all.extend(lost.take(LOST_KEPT - all.len()));
     }
-    let count = all.len() as u64;
-    all.truncate(LOST_KEPT);
     (all, count)
 }
 

@@ -65,7 +65,7 @@ impl Random {
     }
 }
 
-fn contents(disk: Arc<SimDisk>) -> BTreeMap<String, Vec<u8>> {
+pub(in crate::check) fn contents(disk: Arc<SimDisk>) -> BTreeMap<String, Vec<u8>> {
     let container = Container::open(disk, OpenMode::ReadOnly).unwrap();
     let mut all = BTreeMap::new();
     for volume in container.volumes() {
