@@ -429,7 +429,6 @@ impl Draft<'_> {
         let mut unexplained = false;
         let layers = self.layers();
         let live = self.live();
-        let tables = self.tables();
         let mut orphans: BTreeMap<LayerId, Vec<SlabNo>> = BTreeMap::new();
         for slab in (0..self.descriptors.len() as u64).map(SlabNo) {
             let at = slab.0 as usize;
