@@ -84,7 +84,9 @@ impl Draft<'_> {
             let sound = found.as_ref().is_ok_and(|found| (found.d == 0) == (found.slab.0 == 0));
             let plain = sound && found.as_ref().is_ok_and(|found| found.d == 0);
             if !plain {
-                all.push((layer, chunk, table.size, found, raw.to_vec()));
+                // The bytes are needed only to turn a bit back: there may be millions of sound entries.
+                let raw = if found.is_err() { raw.to_vec() } else { Vec::new() };
+                all.push((layer, chunk, table.size, found, raw));
             }
             Ok(())
         })?;
