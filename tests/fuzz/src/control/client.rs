@@ -72,6 +72,7 @@ impl Target for Listed {
             connected: false,
             on_enospc: export.on_enospc,
             starved: 0,
+            ending: false,
         };
         Listed::exports(self).iter().map(status).collect()
     }
