@@ -56,6 +56,8 @@ pub(super) struct Draft<'a> {
     pub(super) kept: BTreeSet<SlabNo>,
     /// Which layer belongs to which volume, or below which layer, is not known everywhere any more.
     pub(super) links_lost: bool,
+    /// How many entries of unknown slabs were held against tables that they may be of.
+    pub(super) tries: u64,
 }
 
 /// Why a container cannot be repaired, if it is not an error of the disk.
@@ -93,6 +95,7 @@ impl<'a> Draft<'a> {
             lost: BTreeSet::new(),
             kept: BTreeSet::new(),
             links_lost: false,
+            tries: 0,
         };
         draft.read_descriptors(file_len / SLAB_LEN)?;
         Ok(draft)

@@ -38,6 +38,9 @@ struct Seen {
     lost: HashSet<(LayerId, ChunkNo)>,
 }
 
+/// Entries of unknown slabs that are held against the tables that they may be of, in all: half a minute of work.
+const MAX_TRIES: u64 = 1 << 30;
+
 impl Draft<'_> {
     fn live(&self) -> BTreeMap<LayerId, LayerRecord> {
         let live =
@@ -287,12 +290,16 @@ impl Draft<'_> {
         owners: &mut BTreeMap<(LayerId, u32), SlabNo>,
     ) -> Result<Option<((LayerId, u32), Table)>> {
         let bytes = read(self.disk, SLAB_LEN as usize, slab.offset())?;
-        if is_zero(&bytes) {
-            return Ok(None);
+        let samples = samples(&bytes);
+        // A made-up container could ask for any number of tries.
+        let tables: u64 = live.values().map(|record| record.size.div_ceil(TABLE_SPAN)).sum();
+        self.tries = self.tries.saturating_add(tables.saturating_mul(samples.len() as u64));
+        if self.tries > MAX_TRIES {
+            return Err(impossible("too many slabs and tables are to be told apart (CHK-3)"));
         }
         for (&layer, record) in live {
             for index in 0..record.size.div_ceil(TABLE_SPAN) as u32 {
-                if owners.contains_key(&(layer, index)) || !may_fit(&bytes, layer, index) {
+                if owners.contains_key(&(layer, index)) || !may_fit(&samples, layer, index) {
                     continue;
                 }
                 let (mut pages, count) = fit(&bytes, layer, index);
@@ -509,11 +516,16 @@ impl Draft<'_> {
 
 type Visited = (LayerId, ChunkNo, u64, std::result::Result<RawEntry, ()>, Vec<u8>);
 
-/// Whether the slab may hold this table: looks at four entries of each page, because there are many tables to try.
-fn may_fit(bytes: &[u8], layer: LayerId, index: u32) -> bool {
+/// Four places of each page, because there are many tables to try, that may hold an entry.
+fn samples(bytes: &[u8]) -> Vec<(u32, &[u8])> {
+    let all = (0u32..).zip(bytes.chunks_exact(entry::LEN)).step_by(ENTRIES_PER_PAGE as usize / 4);
+    all.filter(|(_, raw)| !is_zero(raw) && RawEntry::decode_unchecked(raw).is_ok()).collect()
+}
+
+/// Whether the slab with these samples may hold this table.
+fn may_fit(samples: &[(u32, &[u8])], layer: LayerId, index: u32) -> bool {
     let first = (u64::from(index) * ENTRIES_PER_TABLE) as u32;
-    let samples = bytes.chunks_exact(entry::LEN).zip(first..).step_by(ENTRIES_PER_PAGE as usize / 4);
-    samples.into_iter().any(|(raw, chunk)| !is_zero(raw) && RawEntry::decode(raw, layer, ChunkNo(chunk)).is_ok())
+    samples.iter().any(|&(at, raw)| RawEntry::decode(raw, layer, ChunkNo(first + at)).is_ok())
 }
 
 fn is_zero(raw: &[u8]) -> bool {

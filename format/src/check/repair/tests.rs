@@ -8,8 +8,10 @@ use super::{Lost, Plan, Scope, plan, undo};
 use crate::check::{Outcome, check};
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::layout::descriptor::{self, Descriptor};
+use crate::layout::entry::RawEntry;
 use crate::testing::{Fate, Fault, SimDisk};
-use crate::units::{PAGE_LEN, SLAB_LEN};
+use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN};
 use crate::{Container, CreateOptions, OpenMode, VolumeIo};
 
 const SIZE: u64 = 12 << 20;
@@ -120,7 +122,6 @@ fn busy(random: &mut Random, close: bool) -> (Arc<SimDisk>, BTreeMap<String, Vec
 
 /// Pages that hold metadata: superblocks, descriptors, catalog, tables.
 fn metadata_pages(disk: &SimDisk) -> Vec<u64> {
-    use crate::layout::descriptor::{self, Descriptor};
     let mut pages = vec![0, SLAB_LEN];
     let bytes = disk.bytes();
     let superblock = crate::layout::superblock::Superblock::decode(&bytes[..PAGE_LEN], 0).unwrap();
@@ -264,4 +265,35 @@ fn a_crash_or_failure_at_any_write_of_a_repair_leaves_it_undone_or_done() {
     }
     println!("{states} crash states");
     assert!(states > 10 * seeds().min(8));
+}
+
+// rule: CHK-31
+#[test]
+fn a_repair_that_would_not_end_is_refused() {
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    container.create_volume("data", SLAB_LEN).unwrap();
+    let io = VolumeIo::new(&container, container.volume("data").unwrap());
+    io.write_at(&[7; 4096], 0).unwrap();
+    // Together 4,259,840 tables.
+    for number in 0..130 {
+        container.create_volume(&format!("large-{number}"), 64 << 40).unwrap();
+    }
+    drop(io);
+    container.close().unwrap();
+    // Nobody knows any more what the slab of data and its table were, and what they hold may be entries.
+    let uuid = crate::layout::superblock::Superblock::decode(&disk.bytes()[..PAGE_LEN], 0).unwrap().uuid;
+    for slab in 0..disk.len().unwrap() / SLAB_LEN {
+        let (mut bytes, at) = ([0; descriptor::LEN], 2 * SLAB_LEN + slab * descriptor::LEN as u64);
+        disk.read_at(&mut bytes, at).unwrap();
+        let found = Descriptor::decode(&bytes, uuid, crate::SlabNo(slab));
+        if matches!(found, Ok(Descriptor::Data { .. } | Descriptor::Table { .. })) {
+            let forged = RawEntry { slab: crate::SlabNo(600), d: 1, z: 0 }.encode(LayerId(u64::MAX), ChunkNo(0));
+            disk.write_at(&forged.repeat(SLAB_LEN as usize / forged.len()), slab * SLAB_LEN).unwrap();
+            disk.write_at(&[0xa5; descriptor::LEN], at).unwrap();
+        }
+    }
+    let refused = plan(&*disk, Scope::All).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("too many slabs and tables are to be told apart"), "{refused}");
 }
