@@ -1,0 +1,41 @@
+//! The benchmark: `pitstopd` beside its peers on the same work, and the vhost-user-blk client that does the work.
+//!
+//! `load` is the client, a process of its own; `run` starts each backend in turn and lets a client at it; `report` makes
+//! tables and charts of what was measured. Does not judge: a missed target is a row of the table, no error.
+
+mod device;
+mod load;
+mod place;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What can go wrong in a measuring tool ends it, with a sentence.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+#[command(about = "Measures pitstopd beside its peers")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Put load on one vhost-user-blk socket and print what was measured as JSON
+    Load(load::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Load(options) => load::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pitstop-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
