@@ -44,9 +44,19 @@ impl Scene {
         Self::with_options(more, &CreateOptions::default())
     }
 
+    /// On a file system without room for a larger container: the daemon never gets to grow it, however early it tries.
+    fn without_room(more: &str) -> Self {
+        Self::prepared(more, &CreateOptions::default(), |fs| fs.set_capacity(fs.file_len()))
+    }
+
     fn with_options(more: &str, options: &CreateOptions) -> Self {
+        Self::prepared(more, options, |_| {})
+    }
+
+    fn prepared(more: &str, options: &CreateOptions, prepare: impl FnOnce(&FaultyFs)) -> Self {
         let place = Place::with_options(&["v", "w"], options);
         let fs = FaultyFs::mount(&place.path("mounted"), &place.container(), Grain::Sector);
+        prepare(&fs);
         let mut scene = Scene { daemon: None, fs, place, more: more.to_owned() };
         scene.start();
         scene
@@ -301,11 +311,10 @@ fn fill_up(guest: &mut Client) -> (u64, Option<u8>) {
 // rule: VOL-8, VOL-20
 #[test]
 fn a_full_file_system_fails_first_writes_alone_and_passes() {
-    let scene = Scene::new();
+    let scene = Scene::without_room("");
     let (mut v, mut w) = (scene.guest("v"), scene.guest("w"));
     w.write(0, &[2; 4096]);
     let mut qmp = scene.qmp();
-    scene.fs.set_capacity(scene.fs.file_len());
     let (offset, answer) = fill_up(&mut v);
     assert_eq!(answer, Some(IOERR));
     let event = qmp.event("BLOCK_IO_ERROR");
@@ -342,7 +351,6 @@ fn a_limit_on_file_sizes_is_a_full_file_system() {
 /// A guest of an export with `on-enospc=stop` whose last request waits for space; its place on the disk.
 fn starved(scene: &Scene, qmp: &mut Qmp) -> (Client, u64) {
     let mut v = scene.guest("v");
-    scene.fs.set_capacity(scene.fs.file_len());
     let (offset, answer) = fill_up(&mut v);
     assert_eq!(answer, None);
     let event = qmp.event("BLOCK_IO_ERROR");
@@ -382,7 +390,7 @@ fn others_go_on(scene: &Scene, guest: &mut Client, qmp: &mut Qmp) {
 // rule: VOL-21, CTL-50, CTL-51, CTL-54
 #[test]
 fn with_on_enospc_stop_a_write_waits_until_the_file_can_grow() {
-    let scene = Scene::with(",on-enospc=stop");
+    let scene = Scene::without_room(",on-enospc=stop");
     let mut qmp = scene.qmp();
     let (mut v, offset) = starved(&scene, &mut qmp);
     others_go_on(&scene, &mut v, &mut qmp);
@@ -398,7 +406,7 @@ fn with_on_enospc_stop_a_write_waits_until_the_file_can_grow() {
 // rule: VOL-21
 #[test]
 fn with_on_enospc_stop_a_write_waits_until_slabs_are_freed() {
-    let scene = Scene::with(",on-enospc=stop");
+    let scene = Scene::without_room(",on-enospc=stop");
     let mut qmp = scene.qmp();
     qmp.order("x-pitstop-volume-create", json!({"name": "waste", "size": 1 << 20}));
     let addr = json!({"type": "unix", "path": text(&scene.place.path("waste"))});
@@ -447,7 +455,7 @@ fn with_on_enospc_stop_a_write_waits_also_where_the_storage_itself_is_full() {
 #[test]
 fn nothing_waits_for_a_request_that_waits_for_space() {
     for case in 0..5 {
-        let mut scene = Scene::with(",on-enospc=stop");
+        let mut scene = Scene::without_room(",on-enospc=stop");
         let mut qmp = scene.qmp();
         let (mut v, _) = starved(&scene, &mut qmp);
         match case {
@@ -485,7 +493,7 @@ fn nothing_waits_for_a_request_that_waits_for_space() {
 #[test]
 fn many_requests_that_wait_for_space_stop_nobody_and_complete_as_what_they_were() {
     const WAITING: u64 = 40;
-    let scene = Scene::with(",on-enospc=stop");
+    let scene = Scene::without_room(",on-enospc=stop");
     let mut qmp = scene.qmp();
     let mut w = scene.guest("w");
     (0..WAITING).for_each(|index| w.write(index * (256 << 10), &[5; 512])); // so that `v` cannot get that much
@@ -528,7 +536,7 @@ fn many_requests_that_wait_for_space_stop_nobody_and_complete_as_what_they_were(
 // rule: VOL-21
 #[test]
 fn with_on_enospc_stop_a_guest_makes_room_for_itself_by_discards() {
-    let scene = Scene::with(",on-enospc=stop");
+    let scene = Scene::without_room(",on-enospc=stop");
     let mut qmp = scene.qmp();
     let (mut v, offset) = starved(&scene, &mut qmp);
     assert!(offset > 0);
@@ -558,7 +566,7 @@ fn with_on_enospc_stop_a_guest_makes_room_for_itself_by_discards() {
 #[test]
 fn whatever_ends_the_wait_for_space_the_request_is_answered() {
     for case in 0..5 {
-        let mut scene = Scene::with(",on-enospc=stop");
+        let mut scene = Scene::without_room(",on-enospc=stop");
         let mut qmp = scene.qmp();
         let mut w = scene.guest("w");
         w.write(0, &[1; 512]);
@@ -591,7 +599,7 @@ fn whatever_ends_the_wait_for_space_the_request_is_answered() {
 // rule: VOL-21, CTL-51, CTL-54
 #[test]
 fn exports_that_wait_and_exports_that_report_stand_side_by_side() {
-    let scene = Scene::with(",on-enospc=stop");
+    let scene = Scene::without_room(",on-enospc=stop");
     let mut qmp = scene.qmp();
     qmp.order("x-pitstop-volume-create", json!({"name": "r", "size": common::VOLUME_LEN}));
     let addr = json!({"type": "unix", "path": text(&scene.place.path("r"))});
