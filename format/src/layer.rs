@@ -397,6 +397,41 @@ impl Layer {
         self.link.store(Arc::new(link));
     }
 
+    /// Takes from `want` what this layer shows of the chunk: data goes to `piece`, zeros into `zero`. Returns the parent if
+    /// blocks are left.
+    fn show(
+        &self,
+        chunk: ChunkNo,
+        want: &mut BlockMask,
+        zero: &mut BlockMask,
+        mut piece: impl FnMut(BlockMask, Found),
+    ) -> Result<Option<Arc<Layer>>, PageLoad> {
+        // The link before the entry: a merge publishes in the child first and unlinks the parent last (LAY-8).
+        let link = self.link.load();
+        match self.lookup(chunk) {
+            InLayer::Absent => {}
+            InLayer::AllZero => {
+                *zero |= *want;
+                *want = 0;
+            }
+            InLayer::Entry(entry) => {
+                let view = entry.view();
+                let data = *want & view.d;
+                if data != 0 {
+                    piece(data, Found::Data(view.slab));
+                }
+                *want &= !view.d;
+                *zero |= *want & view.z;
+                *want &= !view.z;
+            }
+            InLayer::NeedPage(load) => return Err(PageLoad { want: *want, ..load }),
+        }
+        let through = if link.parent.is_some() { link.mask(chunk) } else { 0 };
+        *zero |= *want & !through;
+        *want &= through;
+        Ok(if *want == 0 { None } else { link.parent.clone() })
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
         self.drained.load(Ordering::Acquire)
     }
@@ -502,6 +537,7 @@ pub(crate) enum Found {
 }
 
 /// Resolves the blocks `want` of `chunk` as seen through `top`: calls `piece` with disjoint masks that cover `want`.
+/// Returns how many layers were looked at.
 ///
 /// A layer whose table page is not resident ends the walk with the page to load.
 pub(crate) fn resolve(
@@ -509,52 +545,49 @@ pub(crate) fn resolve(
     chunk: ChunkNo,
     want: BlockMask,
     mut piece: impl FnMut(BlockMask, Found),
-) -> Result<(), PageLoad> {
-    let mut want = want;
-    let mut zero = 0;
+) -> Result<usize, PageLoad> {
+    resolve_in(top, chunk, want, |mask, place, _| piece(mask, place))
+}
+
+/// Like [`resolve`]; `piece` is told also in which layer the blocks are (zeros: the last that was looked at). If a page
+/// is missing, the zeros found by then are not told of.
+pub(crate) fn resolve_in(
+    top: &Arc<Layer>,
+    chunk: ChunkNo,
+    mut want: BlockMask,
+    mut piece: impl FnMut(BlockMask, Found, &Arc<Layer>),
+) -> Result<usize, PageLoad> {
+    let (mut zero, mut levels) = (0, 0);
     let mut above: Option<Arc<Layer>> = None;
     loop {
         let layer = above.as_ref().unwrap_or(top);
-        // The link before the entry: a merge publishes in the child first and unlinks the parent last (LAY-8).
-        let link = layer.link.load();
-        match layer.lookup(chunk) {
-            InLayer::Absent => {}
-            InLayer::AllZero => {
-                zero |= want;
-                want = 0;
-            }
-            InLayer::Entry(entry) => {
-                let view = entry.view();
-                let data = want & view.d;
-                if data != 0 {
-                    piece(data, Found::Data(view.slab));
-                }
-                want &= !view.d;
-                zero |= want & view.z;
-                want &= !view.z;
-            }
-            InLayer::NeedPage(load) => return Err(PageLoad { want, ..load }),
-        }
-        let through = link.mask(chunk);
-        zero |= want & !through;
-        want &= through;
-        if want == 0 {
-            break;
-        }
-        let parent = link.parent.clone();
-        drop(link);
+        levels += 1;
+        let parent = layer.show(chunk, &mut want, &mut zero, |mask, place| piece(mask, place, layer))?;
         match parent {
             Some(parent) => above = Some(parent),
             None => {
-                zero |= want;
-                break;
+                if zero != 0 {
+                    piece(zero, Found::Zero, layer);
+                }
+                return Ok(levels);
             }
         }
     }
+}
+
+/// Resolves only what `layer` itself says, and returns the parent with the blocks that are left to it, if there are any.
+pub(crate) fn resolve_here(
+    layer: &Arc<Layer>,
+    chunk: ChunkNo,
+    mut want: BlockMask,
+    mut piece: impl FnMut(BlockMask, Found),
+) -> Result<Option<(Arc<Layer>, BlockMask)>, PageLoad> {
+    let mut zero = 0;
+    let parent = layer.show(chunk, &mut want, &mut zero, &mut piece)?;
     if zero != 0 {
         piece(zero, Found::Zero);
     }
-    Ok(())
+    Ok(parent.map(|parent| (parent, want)))
 }
 
 /// The page that a walk which stopped for `load` at `layer` stops for next, so that a request that meets many pages not

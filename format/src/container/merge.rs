@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Container;
 use super::maintain::Background;
@@ -161,6 +162,7 @@ impl Container {
         let above = job.parent.link();
         let limit = above.limit.min(job.child.link().limit);
         job.child.set_link(Link { parent: above.parent.clone(), limit });
+        self.shared.merges.fetch_add(1, Ordering::AcqRel);
         let grandparent = above.parent.as_ref().map(|layer| layer.id);
         state.update_layer(job.child.id, |record| {
             record.parent = grandparent;

@@ -6,6 +6,7 @@
 //! Does not: move data, know queues, or journal by itself.
 
 mod read;
+mod resolved;
 mod write;
 mod zero;
 
@@ -16,6 +17,7 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 pub use read::{ReadPlan, ReadSegment};
+use resolved::Resolved;
 pub use write::{Edge, EdgeSource, WriteSegment, WriteTicket};
 pub use zero::{ZeroKind, ZeroTicket};
 
@@ -42,13 +44,15 @@ pub enum Planned<T> {
 #[derive(Debug)]
 pub(crate) struct Writers {
     pub(crate) layer: Arc<Layer>,
+    /// What is below the head.
+    resolved: Resolved,
     signal: Arc<Signal>,
 }
 
 impl Writers {
     pub(crate) fn new(layer: Arc<Layer>, signal: Arc<Signal>) -> Arc<Self> {
         layer.drained.store(false, Ordering::Release);
-        Arc::new(Self { layer, signal })
+        Arc::new(Self { layer, resolved: Resolved::new(), signal })
     }
 }
 

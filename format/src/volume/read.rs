@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::{Piece, Planned, Volume, pieces, runs};
 use crate::alloc::Grace;
 use crate::error::Result;
-use crate::layer::{Found, resolve};
+use crate::layer::Found;
 use crate::units::{BLOCK_LEN, ChunkNo, TABLE_SPAN};
 
 /// A piece of a read, in the order of the range.
@@ -99,10 +99,9 @@ impl Volume {
         self.check(&range)?;
         for piece in pieces(range) {
             let mut found: SmallVec<[(u64, u64, Found); 8]> = SmallVec::new();
-            let outcome = resolve(&writers.layer, piece.chunk, piece.blocks(), |mask, place| {
-                found.extend(runs(mask).map(|(first, end)| (first, end, place)));
-            });
-            if let Err(load) = outcome {
+            let show = |mask, place| found.extend(runs(mask).map(|(first, end)| (first, end, place)));
+            let merges = &self.shared.merges;
+            if let Err(load) = writers.resolved.resolve(&writers.layer, merges, piece.chunk, piece.blocks(), show) {
                 plan.clear();
                 return Ok(Planned::NeedPage(load));
             }

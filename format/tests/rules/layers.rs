@@ -184,3 +184,26 @@ fn a_layer_that_is_not_sealed_is_not_merged() {
     container.settle(1000).unwrap();
     assert_eq!((block(&container, "copy", 0), block(&container, "v", 0)), (2, 2));
 }
+
+// rule: MAP-17 — what a deep chain shows is not remembered while a write planned before a copy is under way in it.
+#[test]
+fn a_write_that_ends_below_the_head_is_shown_through_a_deep_chain() {
+    let (disk, container) = new_container();
+    container.create_volume("v", MIB).unwrap();
+    put(&container, "v", 0, 1);
+    for n in 1..6 {
+        container.snapshot("v", &format!("copy-{n}")).unwrap();
+        put(&container, "v", n * BLOCK, 2);
+    }
+    let volume = container.volume("v").unwrap();
+    let Planned::Ready(late) = volume.plan_write(0..BLOCK, Waker::noop()).unwrap() else { panic!("busy") };
+    let copy = container.begin_snapshot("v", "copy").unwrap();
+    for _ in 0..3 {
+        assert_eq!(block(&container, "v", 0), 1);
+    }
+    disk.write_at(&[3; BLOCK as usize], late.segments()[0].disk_offset).unwrap();
+    late.complete();
+    assert_eq!(block(&container, "v", 0), 3);
+    copy.finish().unwrap();
+    assert_eq!([block(&container, "v", 0), block(&container, "copy", 0), block(&container, "copy-1", 0)], [3, 3, 1]);
+}

@@ -1,6 +1,6 @@
 //! Merges of frozen layers under readers, writers and commands.
 //!
-//! Rules: LAY-5, LAY-8, LAY-11 (design rule 21).
+//! Rules: LAY-5, LAY-8, LAY-11, MAP-17 (design rules 21, 23).
 
 use pitstop_format::{Container, Error};
 use shuttle::thread;
@@ -22,6 +22,15 @@ fn prepare(container: &Container) {
     put(container, "v", in_chunk(2, 0..1), 4);
 }
 
+/// The same below two more copies, so that what is found there is remembered.
+fn prepare_deep(container: &Container) {
+    prepare(container);
+    for (n, name) in [(1, "fourth"), (2, "fifth")] {
+        container.snapshot("v", name).unwrap();
+        put(container, "v", in_chunk(2, n..n + 1), 5);
+    }
+}
+
 /// What `v` and the second copy show, whatever is merged.
 fn holds(container: &Container, volume: &str) {
     let at = |chunk, block| value(container, volume, in_chunk(chunk, block..block + 1));
@@ -40,7 +49,7 @@ fn everybody(world: &World) {
         });
         let (reader, copy) = (world.queue("v"), world.queue("second"));
         scope.spawn(move || {
-            for _ in 0..2 {
+            for _ in 0..3 {
                 assert_eq!(uniform(&reader.read(in_chunk(1, 0..1)).unwrap()), 2);
                 match copy.read(in_chunk(0, 0..2)) {
                     Ok(found) => assert_eq!((uniform(&found[..4096]), uniform(&found[4096..])), (1, 3)),
@@ -81,4 +90,9 @@ fn everybody(world: &World) {
 scenario! {
     /// rules: LAY-8, LAY-11 — what is merged shows the same bytes to everybody at every instant, after crashes too.
     a_merge_is_seen_by_nobody, prepare, everybody
+}
+
+scenario! {
+    /// rules: MAP-17, LAY-8 — nor by those who remember what is below a head.
+    a_merge_is_seen_by_nobody_who_remembers, prepare_deep, everybody
 }
