@@ -1,6 +1,6 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test interleavings mutants demo crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
+.PHONY: help build test interleavings mutants demo bench crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
@@ -12,6 +12,8 @@ SCHEDULE ?=
 # For crash-soak: how long, and which seeds. About 7,000 crash states a seed.
 DURATION ?= 3600
 SEEDS ?= 1000..1000000
+# Of `make bench`: options of `pitstop-bench run`.
+BENCH ?=
 # Of `make mutants`: one or more names from tests/mutants/list.toml.
 MUTANT ?=
 
@@ -40,6 +42,12 @@ demo: ## golden image, CI guests, refresh: the whole story with a Debian guest (
 	tests/setup.sh demo
 	cargo build --release --workspace --bins
 	cargo run --release --quiet --package pitstop-tests --bin pitstop-demo
+
+bench: ## measure beside qemu-storage-daemon and fio: tables, charts (BENCH='--folder /mnt/x'; see docs/performance.md)
+	tests/setup.sh bench
+	cargo build --release --workspace --bins
+	target/release/pitstop-bench run $(BENCH)
+	target/release/pitstop-bench report
 
 kill-soak: ## kill the daemon KILLS times under guests' I/O and commands (root: mounts with FUSE)
 	PITSTOP_KILLS=$(KILLS) cargo test --release --package pitstop-backend --test kill -- --nocapture

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the tests, the demo and CI need on a Debian 12 that has a Rust toolchain.
+# Installs what the tests, the demo, the benchmark and CI need on a Debian 12 that has a Rust toolchain.
 #
-# usage: tests/setup.sh [test|demo|lint|fuzz]
+# usage: tests/setup.sh [test|demo|bench|lint|fuzz]
 #
 # Does nothing, quickly, when everything is there. Needs root only when a package is missing and for
 # the demo's guest. `demo` leaves out what only the tests use (cargo-nextest, the QMP client); `lint`
-# sees to a C compiler, rustfmt and clippy, `fuzz` to a C++ compiler.
+# sees to a C compiler, rustfmt and clippy, `fuzz` to a C++ compiler, `bench` to fio, QEMU's storage daemon and qemu-img.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,8 +70,8 @@ install_qemu() {
 have cargo || die "cargo not found; install a Rust toolchain first, for instance with rustup"
 
 case $purpose in
-test | demo | lint | fuzz) ;;
-*) die "unknown purpose $purpose: test, demo, lint or fuzz" ;;
+test | demo | bench | lint | fuzz) ;;
+*) die "unknown purpose $purpose: test, demo, bench, lint or fuzz" ;;
 esac
 
 need cc gcc libc6-dev
@@ -89,6 +89,16 @@ if [ "$purpose" = lint ] || [ "$purpose" = fuzz ]; then
         say "adding the toolchain's component $component"
         rustup component add "$component" >/dev/null </dev/null || die "rustup component add $component failed"
     done
+    exit 0
+fi
+if [ "$purpose" = bench ]; then
+    need fio fio
+    need findmnt util-linux
+    if [ ${#packages[@]} -gt 0 ]; then
+        require_root "${packages[@]}"
+        install_packages "${packages[@]}"
+    fi
+    { have qemu-img && have qemu-storage-daemon; } || install_qemu
     exit 0
 fi
 need mmdebstrap mmdebstrap

@@ -3,9 +3,18 @@
 //! `load` is the client, a process of its own; `run` starts each backend in turn and lets a client at it; `report` makes
 //! tables and charts of what was measured. Does not judge: a missed target is a row of the table, no error.
 
+mod chart;
 mod device;
+mod files;
+mod fio;
 mod load;
+mod machine;
+mod numbers;
+mod peers;
 mod place;
+mod report;
+mod run;
+mod works;
 
 use std::process::ExitCode;
 
@@ -25,11 +34,17 @@ struct Arguments {
 enum Command {
     /// Put load on one vhost-user-blk socket and print what was measured as JSON
     Load(load::Options),
+    /// Measure everything, and keep the measurements as lines of JSON
+    Run(run::Options),
+    /// Make tables and charts of measurements
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Load(options) => load::run(&options),
+        Command::Run(options) => run::run(&options),
+        Command::Report(options) => report::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
