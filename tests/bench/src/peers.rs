@@ -104,8 +104,11 @@ impl Site {
                 let node = self.file_node("disk", &self.place.file("disk.raw"));
                 self.storage_daemon(&[node])
             }
-            Backend::QsdQcow2 => self.qcow2_daemon(&self.place.file("disk.qcow2")),
-            Backend::QsdOverlay => self.overlay().and_then(|file| self.qcow2_daemon(&file)),
+            Backend::QsdQcow2 => self.qcow2_daemon(&self.place.file("disk.qcow2"), None),
+            Backend::QsdOverlay => {
+                let golden = self.place.file("disk.raw");
+                self.overlay(&golden).and_then(|file| self.qcow2_daemon(&file, Some(&golden)))
+            }
             Backend::NullCo => self
                 .storage_daemon(&[format!("driver=null-co,node-name=disk,size={},read-zeroes=off", self.volume_len)]),
             Backend::Pitstop => match contents {
@@ -188,10 +191,17 @@ impl Site {
         Ok(Served { process, socket, container: None })
     }
 
-    fn qcow2_daemon(&self, image: &Path) -> Result<Served> {
+    fn qcow2_daemon(&self, image: &Path, golden: Option<&Path>) -> Result<Served> {
         let caches = "l2-cache-size=67108864,refcount-cache-size=16777216,cache-clean-interval=0";
-        let node = format!("driver=qcow2,node-name=disk,file=file,cache.direct=on,discard=unmap,{caches}");
-        self.storage_daemon(&[self.file_node("file", image), node])
+        let mut disk = format!("driver=qcow2,node-name=disk,file=file,cache.direct=on,discard=unmap,{caches}");
+        let mut nodes = vec![self.file_node("file", image)];
+        if let Some(golden) = golden {
+            // Left to open it by itself, it would use threads instead of io_uring.
+            nodes.push(self.file_node("golden", golden) + ",read-only=on");
+            disk += ",backing=golden";
+        }
+        nodes.push(disk);
+        self.storage_daemon(&nodes)
     }
 
     fn qcow2(&mut self) -> Result<PathBuf> {
@@ -201,18 +211,18 @@ impl Site {
             let mut command = Command::new("qemu-img");
             command.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=64k"]);
             execute(command.arg(&file).arg(self.volume_len.to_string()))?;
-            let served = self.qcow2_daemon(&file)?;
+            let served = self.qcow2_daemon(&file, None)?;
             self.fill(&served.socket, self.volume_len)?;
             served.end()?;
         }
         Ok(file)
     }
 
-    fn overlay(&self) -> Result<PathBuf> {
+    fn overlay(&self, golden: &Path) -> Result<PathBuf> {
         let file = self.place.file("overlay.qcow2");
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-o", "cluster_size=64k,extended_l2=on", "-b"]);
-        execute(command.arg(self.place.file("disk.raw")).arg(&file))?;
+        execute(command.arg(golden).arg(&file))?;
         Ok(file)
     }
 }
