@@ -10,10 +10,15 @@ mod fio;
 mod load;
 mod machine;
 mod numbers;
+mod operations;
+mod parts;
 mod peers;
 mod place;
+mod qmp;
 mod report;
+mod rows;
 mod run;
+mod serve;
 mod works;
 
 use std::process::ExitCode;
@@ -38,6 +43,8 @@ enum Command {
     Run(run::Options),
     /// Make tables and charts of measurements
     Report(report::Options),
+    /// Measure operations, wear and scale
+    Parts(parts::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
         Command::Load(options) => load::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Report(options) => report::run(&options),
+        Command::Parts(options) => parts::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
