@@ -17,7 +17,8 @@ use crate::device::{Device, Slot};
 mod pattern;
 mod verify;
 
-use pattern::{Places, Random};
+use pattern::Places;
+pub(crate) use pattern::Random;
 use verify::Verifier;
 
 /// In which order blocks are used.

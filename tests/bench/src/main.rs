@@ -19,6 +19,8 @@ mod report;
 mod rows;
 mod run;
 mod serve;
+mod trace;
+mod wear;
 mod works;
 
 use std::process::ExitCode;

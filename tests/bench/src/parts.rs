@@ -6,14 +6,15 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use crate::Result;
-use crate::operations;
 use crate::place::{Place, Results};
 use crate::serve::Effort;
+use crate::{operations, wear};
 
 /// A part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     Operations,
+    Wear,
 }
 
 /// What to measure.
@@ -41,6 +42,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Operations => {
             operations::run(&place, effort, &mut results)?;
             operations::rows(&results.records)
+        }
+        Part::Wear => {
+            wear::run(&place, effort, &mut results)?;
+            wear::rows(&results.records)
         }
     };
     for row in rows {

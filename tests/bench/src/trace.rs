@@ -1,0 +1,178 @@
+//! Given series of writes and flushes, and a guest that issues them.
+//!
+//! One is that of a package installation, made up and always the same: each package writes some small files side by side
+//! into free space, then the file system's journal, then flushes, then the few metadata blocks that the journal was for,
+//! which are much the same ones again and again. Does not: measure time, which [`crate::load`] does.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::device::{Device, Slot};
+use crate::load::Random;
+
+const PACKAGES: u64 = 400;
+const FILES: u64 = 20;
+const BLOCK_LEN: u64 = 4 << 10;
+const JOURNAL_LEN: u64 = 64 << 20;
+/// Packages begin at most this far apart.
+const GAP_LEN: u64 = 1 << 20;
+
+/// A request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Bytes at an offset; both multiples of 4096.
+    Write { offset: u64, len: u64 },
+    /// After all that was before.
+    Flush,
+}
+
+/// Where a file system keeps what, in bytes of the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Regions {
+    /// Its journal of 64 MiB.
+    pub(crate) journal: u64,
+    /// Inodes, bitmaps and directories.
+    pub(crate) metadata: u64,
+    /// Space in which new files are made: 600 MiB at most.
+    pub(crate) free: u64,
+}
+
+/// All requests of the installation.
+pub(crate) fn package_install(regions: Regions) -> Vec<Step> {
+    let mut random = Random::new(7);
+    let (mut steps, mut file, mut logged) = (Vec::new(), regions.free, 0);
+    for _ in 0..PACKAGES {
+        for _ in 0..FILES {
+            let len = BLOCK_LEN * (1 + random.below(4) * random.below(6));
+            steps.push(Step::Write { offset: file, len });
+            file += len;
+        }
+        file += random.below(GAP_LEN / BLOCK_LEN) * BLOCK_LEN;
+        for len in [BLOCK_LEN * (2 + random.below(7)), BLOCK_LEN] {
+            if logged + len > JOURNAL_LEN {
+                logged = 0;
+            }
+            steps.push(Step::Write { offset: regions.journal + logged, len });
+            logged += len;
+        }
+        steps.push(Step::Flush);
+        // Group descriptors and the package database's inode; a bitmap; inodes and a directory of the package.
+        let group = (file - regions.free) / (128 << 20);
+        let near = regions.metadata + (1 + group) * (2 << 20);
+        let places = [regions.metadata, regions.metadata + BLOCK_LEN, near, near + (1 + random.below(64)) * BLOCK_LEN];
+        let further = (0..3).map(|_| near + (128 + random.below(256)) * BLOCK_LEN);
+        steps.extend(places.into_iter().chain(further).map(|offset| Step::Write { offset, len: BLOCK_LEN }));
+    }
+    steps.push(Step::Flush);
+    steps
+}
+
+/// So many writes of `len` bytes each, at random in the first `range` bytes of the disk.
+pub(crate) fn scattered(count: u64, len: u64, range: u64) -> Vec<Step> {
+    let mut random = Random::new(5);
+    (0..count).map(|_| Step::Write { offset: random.below(range / len) * len, len }).collect()
+}
+
+/// So many writes of `len` bytes each, one behind the other.
+pub(crate) fn sequential(count: u64, len: u64) -> Vec<Step> {
+    (0..count).map(|n| Step::Write { offset: n * len, len }).collect()
+}
+
+/// Bytes that `steps` write.
+pub(crate) fn written_bytes(steps: &[Step]) -> u64 {
+    let len = |step: &Step| if let Step::Write { len, .. } = step { *len } else { 0 };
+    steps.iter().map(len).sum()
+}
+
+/// Carries out `steps` on the volume at `socket`: `depth` writes at a time, a flush when all before it have ended.
+pub(crate) fn play(socket: &Path, steps: &[Step], depth: usize) -> Result<()> {
+    let longest = steps.iter().map(|step| written_bytes(std::slice::from_ref(step))).max().unwrap_or_default();
+    let mut guest = Guest {
+        device: Device::connect(socket, 1, 128, depth, longest as usize)?,
+        free: (0..depth as Slot).collect(),
+        depth,
+    };
+    let mut random = Random::new(1);
+    (0..depth as Slot).for_each(|slot| random.fill(guest.device.slot_bytes(slot)));
+    for step in steps {
+        match *step {
+            Step::Write { offset, len } => {
+                let slot = guest.slot()?;
+                let data = guest.device.slot(slot).cast_const();
+                // SAFETY: `len` bytes of a slot that no other request uses until this one has ended.
+                unsafe { guest.device.queues[0].ring.write_raw(offset, data, len as usize, slot) }?;
+            }
+            Step::Flush => {
+                guest.drain()?;
+                let slot = guest.slot()?;
+                guest.device.queues[0].ring.flush(slot)?;
+            }
+        }
+        guest.device.queues[0].kick_if_wanted()?;
+        if *step == Step::Flush {
+            guest.drain()?;
+        }
+    }
+    guest.drain()
+}
+
+struct Guest {
+    device: Device,
+    /// Slots without a request.
+    free: Vec<Slot>,
+    depth: usize,
+}
+
+impl Guest {
+    /// A slot that no request uses; waits for one.
+    fn slot(&mut self) -> Result<Slot> {
+        loop {
+            if let Some(slot) = self.free.pop() {
+                return Ok(slot);
+            }
+            self.take_completions()?;
+        }
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        while self.free.len() < self.depth {
+            self.take_completions()?;
+        }
+        Ok(())
+    }
+
+    /// Takes what has completed; sleeps until something has.
+    fn take_completions(&mut self) -> Result<()> {
+        let ring = &mut self.device.queues[0].ring;
+        ring.set_used_notif_enabled(true);
+        if !ring.completions().has_next() {
+            self.device.wait()?;
+        }
+        for completion in self.device.queues[0].ring.completions() {
+            if completion.ret != 0 {
+                return Err(format!("a request failed with errno {}", -completion.ret).into());
+            }
+            self.free.push(completion.context);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_writes_small_files_and_flushes_now_and_then() {
+        let regions = Regions { journal: 1 << 30, metadata: 0, free: 10 << 30 };
+        let steps = package_install(regions);
+        let flushes = steps.iter().filter(|step| **step == Step::Flush).count();
+        assert!((25..35).contains(&(steps.len() / flushes)), "{} requests a flush", steps.len() / flushes);
+        assert!((100 << 20..400 << 20).contains(&written_bytes(&steps)), "{} bytes", written_bytes(&steps));
+        for step in steps {
+            let Step::Write { offset, len } = step else { continue };
+            assert!((BLOCK_LEN..=64 << 10).contains(&len) && (offset | len) % BLOCK_LEN == 0);
+            assert!(offset + len <= regions.free + (600 << 20), "the end is at {}", offset + len);
+        }
+    }
+}
