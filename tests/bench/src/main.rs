@@ -4,6 +4,7 @@
 //! tables and charts of what was measured. Does not judge: a missed target is a row of the table, no error.
 
 mod chart;
+mod crowd;
 mod device;
 mod files;
 mod fio;
@@ -18,7 +19,9 @@ mod qmp;
 mod report;
 mod rows;
 mod run;
+mod scale;
 mod serve;
+mod sparse;
 mod trace;
 mod wear;
 mod works;

@@ -8,13 +8,14 @@ use clap::{Args, ValueEnum};
 use crate::Result;
 use crate::place::{Place, Results};
 use crate::serve::Effort;
-use crate::{operations, wear};
+use crate::{operations, scale, wear};
 
 /// A part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     Operations,
     Wear,
+    Scale,
 }
 
 /// What to measure.
@@ -46,6 +47,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Part::Wear => {
             wear::run(&place, effort, &mut results)?;
             wear::rows(&results.records)
+        }
+        Part::Scale => {
+            scale::run(&place, effort, &mut results)?;
+            scale::rows(&results.records)
         }
     };
     for row in rows {

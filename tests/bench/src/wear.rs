@@ -162,7 +162,7 @@ impl<'a> Site<'a> {
 }
 
 /// A raw image of `size` bytes, the first `len` of which are data.
-fn write_golden(path: &Path, len: u64, size: u64) -> Result<()> {
+pub(crate) fn write_golden(path: &Path, len: u64, size: u64) -> Result<()> {
     let mut bytes = vec![0; MIB as usize];
     Random::new(3).fill(&mut bytes);
     let mut file = File::create(path)?;
@@ -185,7 +185,7 @@ fn used_bytes(server: &Server) -> Result<u64> {
 }
 
 /// Waits until no space becomes free any more.
-fn wait_for_space(server: &Server) -> Result<()> {
+pub(crate) fn wait_for_space(server: &Server) -> Result<()> {
     let begin = Instant::now();
     let mut before = 0;
     loop {
