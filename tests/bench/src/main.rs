@@ -12,7 +12,6 @@ mod load;
 mod machine;
 mod numbers;
 mod operations;
-mod parts;
 mod peers;
 mod place;
 mod qmp;
@@ -48,8 +47,6 @@ enum Command {
     Run(run::Options),
     /// Make tables and charts of measurements
     Report(report::Options),
-    /// Measure operations, wear and scale
-    Parts(parts::Options),
 }
 
 fn main() -> ExitCode {
@@ -57,7 +54,6 @@ fn main() -> ExitCode {
         Command::Load(options) => load::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Report(options) => report::run(&options),
-        Command::Parts(options) => parts::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

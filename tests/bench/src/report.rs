@@ -9,12 +9,32 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::Result;
-use crate::chart::{self, Bar, Chart, Group};
+use crate::chart::{self, Bar, Chart, Group, number};
 use crate::numbers::{Numbers, Summary};
+use crate::rows::Runs;
+use crate::run::{PARTS, Part};
 use crate::works::{Area, Backend, Contents, Goal, Measure, Pattern, TARGETS, Target, WORKS, Work};
 
 const BEGIN: &str = "<!-- results -->";
 const END: &str = "<!-- end -->";
+
+/// A bar of the operations' chart: its name, work and backend.
+type Operation = (&'static str, &'static str, &'static str);
+
+/// Groups of the operations' chart: what is done, and how.
+const OPERATIONS: &[(&str, &[Operation])] = &[
+    (
+        "snapshot",
+        &[
+            ("pitstop", "snapshot", "pitstop"),
+            ("qcow2 internal", "snapshot-internal", "qcow2"),
+            ("qcow2 external", "snapshot-external", "qcow2"),
+            ("qcow2 offline", "snapshot-offline", "qcow2"),
+        ],
+    ),
+    ("refresh", &[("pitstop", "refresh", "pitstop")]),
+    ("check", &[("pitstop", "check", "pitstop"), ("qcow2", "check", "qcow2")]),
+];
 
 /// What to make of what.
 #[derive(Debug, Clone, Args)]
@@ -49,6 +69,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let folder = options.document.parent().unwrap_or(Path::new(""));
         let link = file.strip_prefix(folder).unwrap_or(&file);
         writeln!(text, "![{}]({})\n", chart.title, link.display())?;
+    }
+    for part in PARTS {
+        table(part, &numbers, &mut text)?;
     }
     medians(&numbers, &mut text)?;
     replace(&options.document, text.trim())?;
@@ -158,6 +181,34 @@ fn rate(work: Option<&Work>, iops: f64) -> String {
     if iops < 1e4 { format!("{iops:.0}/s") } else { format!("{:.1}k/s", iops / 1e3) }
 }
 
+/// The table of what is no work of the data path.
+fn table(part: &Part, numbers: &Numbers, text: &mut String) -> Result<()> {
+    let rows = (part.rows)(&numbers.records);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "### {}\n", part.title)?;
+    writeln!(text, "| what | backend | | ratio | target | |")?;
+    writeln!(text, "|---|---|---|---|---|---|")?;
+    for row in rows {
+        let ratio =
+            row.ratio.map(|ratio| format!("{} of {}", number(ratio), number(row.reference.unwrap_or(f64::NAN))));
+        let verdict = row.met.map_or("", |met| if met { "met" } else { "**missed**" });
+        writeln!(
+            text,
+            "| {} | {} | {} {} | {} | {} | {verdict} |",
+            row.name,
+            row.backend,
+            number(row.value),
+            row.unit,
+            ratio.unwrap_or_default(),
+            row.target.unwrap_or_default(),
+        )?;
+    }
+    writeln!(text)?;
+    Ok(())
+}
+
 fn medians(numbers: &Numbers, text: &mut String) -> Result<()> {
     writeln!(text, "### All medians\n")?;
     writeln!(text, "| work | backend | rate | least to most | p50 µs | p99 µs | CPU µs a request | container grew |")?;
@@ -199,7 +250,28 @@ fn charts(numbers: &Numbers) -> Vec<(&'static str, Chart)> {
         ("steady.svg", ratios(numbers, "Written volumes and virtual reads", Backend::Fio, own)),
         ("first-writes.svg", ratios(numbers, "First writes after a refresh", Backend::QsdOverlay, first)),
         ("tmpfs.svg", ratios(numbers, "In memory: the cost of the software alone", Backend::NullCo, memory)),
+        ("operations.svg", operations(numbers)),
     ]
+}
+
+/// Times of what is done to a volume as a whole.
+fn operations(numbers: &Numbers) -> Chart {
+    let axis = "milliseconds, by powers of ten".to_owned();
+    let mut chart = Chart { title: "Operations on volumes".to_owned(), axis, logarithmic: true, groups: Vec::new() };
+    for (name, size) in [("1 GiB", "1g"), ("100 GiB", "100g")] {
+        for (label, bars) in OPERATIONS {
+            let bar = |&(series, work, backend): &Operation| {
+                let runs = Runs::of(&numbers.records, "operations", &format!("{work}-{size}"), backend);
+                let value = runs.median("milliseconds")?;
+                Some(Bar { series: series.to_owned(), value, mark: None })
+            };
+            let bars: Vec<Bar> = bars.iter().filter_map(bar).collect();
+            if !bars.is_empty() {
+                chart.groups.push(Group { label: format!("{label} of {name}"), bars });
+            }
+        }
+    }
+    chart
 }
 
 /// Rates of some works in parts of the rate of one backend.

@@ -15,16 +15,37 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::Result;
 use crate::fio::{self, Batching};
-use crate::machine;
 use crate::peers::Site;
 use crate::place::{Place, Results};
+use crate::rows::Row;
+use crate::serve::Effort;
 use crate::works::{Area, Backend, Pattern, Shape, WORKS, Work};
+use crate::{machine, operations, scale, wear};
 
 /// Bytes of a volume on disk and in memory; and both with `--quick`.
 const VOLUME_LEN: [u64; 2] = [4 << 30, 1 << 30];
 const QUICK_VOLUME_LEN: u64 = 256 << 20;
 /// A run that ends by its number of requests ends after this at the latest.
 const LONGEST: f64 = 20.0;
+const ENDED_EARLY: &str = "ended early; what was measured is in the results";
+
+/// What is measured besides the data path, in ways of its own.
+pub(crate) struct Part {
+    /// Group of its records, and name for `--only`.
+    pub(crate) name: &'static str,
+    /// What stands above its table.
+    pub(crate) title: &'static str,
+    run: fn(&Place, Effort, &mut Results) -> Result<()>,
+    /// Its table, made of all records.
+    pub(crate) rows: fn(&[Value]) -> Vec<Row>,
+}
+
+/// Every such part.
+pub(crate) const PARTS: &[Part] = &[
+    Part { name: "operations", title: "Operations", run: operations::run, rows: operations::rows },
+    Part { name: "wear", title: "Space and wear", run: wear::run, rows: wear::rows },
+    Part { name: "scale", title: "Scale", run: scale::run, rows: scale::rows },
+];
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -84,10 +105,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let works: Vec<&Work> = WORKS.iter().filter(|work| options.wants(work.area.group(), work.name)).collect();
     let mut memory_place = place.clone();
     memory_place.folder = memory.path().to_owned();
-    if works.is_empty() {
+    let parts: Vec<&Part> = PARTS.iter().filter(|part| options.wants(part.name, part.name)).collect();
+    if works.is_empty() && parts.is_empty() {
         return Err("no work is called so; the names are in the tables of docs/performance.md".into());
     }
-    data_path(options, &works, [place, memory_place], &mut results, &interrupted)?;
+    data_path(options, &works, [place.clone(), memory_place], &mut results, &interrupted)?;
+    for part in parts {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(ENDED_EARLY.into());
+        }
+        (part.run)(&place, if options.quick { Effort::Quick } else { Effort::Full }, &mut results)
+            .map_err(|error| format!("{}: {error}", part.name))?;
+    }
     println!("measured in {} s: {}", begin.elapsed().as_secs(), options.results.display());
     Ok(())
 }
@@ -130,7 +159,7 @@ fn turns(
             }
             for &backend in work.backends {
                 if interrupted.load(Ordering::Relaxed) {
-                    return Err("ended early; what was measured is in the results".into());
+                    return Err(ENDED_EARLY.into());
                 }
                 let measured = measure(options, site, work, backend, repetition)
                     .map_err(|error| format!("{} with {}: {error}", work.name, backend.name()))?;

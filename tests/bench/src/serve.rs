@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::Result;
 use crate::place::{Place, Process};
 use crate::qmp::Qmp;
+use crate::{files, peers};
 
 /// Longest time that a backend takes to write back what it holds.
 const QUIT_LIMIT: Duration = Duration::from_secs(60);
@@ -147,21 +148,13 @@ fn socket(place: &Place, name: &str) -> Result<PathBuf> {
 
 /// Removes a file if it is there.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("cannot remove {}: {error}", path.display()).into())
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+    files::remove(path).map(drop)
 }
 
 /// Runs a command to its end; how long it took, in milliseconds.
 pub(crate) fn execute(command: &mut Command) -> Result<f64> {
     let begin = Instant::now();
-    let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
-    }
+    peers::execute(command)?;
     Ok(begin.elapsed().as_secs_f64() * 1e3)
 }
 
