@@ -177,7 +177,7 @@ fn color(series: &str) -> RGBColor {
         "fio-batched" => RGBColor(96, 96, 96),
         "null-co" => RGBColor(140, 140, 140),
         "qsd-raw" | "qcow2 internal" => RGBColor(144, 202, 249),
-        "qsd-qcow2" | "qcow2 external" | "qcow2" => RGBColor(66, 140, 210),
+        "qsd-qcow2" | "qcow2 external" => RGBColor(66, 140, 210),
         "qsd-extl2" | "qcow2 offline" => RGBColor(21, 101, 192),
         _ => RGBColor(102, 170, 120),
     }

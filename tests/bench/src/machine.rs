@@ -25,11 +25,18 @@ pub(crate) fn describe(folder: &Path) -> Result<Value> {
         "memory_gib": memory_kib >> 20,
         "kernel": first_line(Command::new("uname").args(["--kernel-name", "--kernel-release", "--machine"]))?,
         "virtual_machine": proc_field("cpuinfo", "flags")?.split(' ').any(|flag| flag == "hypervisor"),
-        "file_system": first_line(Command::new("findmnt").args(["-n", "-o", "FSTYPE,OPTIONS", "-T"]).arg(folder))?,
+        "file_system": file_system(folder)?,
         "qemu": first_line(Command::new("qemu-storage-daemon").arg("--version"))?,
         "fio": first_line(Command::new("fio").arg("--version"))?,
         "date": first_line(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?,
     }))
+}
+
+/// Its type, and whether it discards what is freed, at once.
+fn file_system(folder: &Path) -> Result<String> {
+    let shown = |what| first_line(Command::new("findmnt").args(["-n", "-o", what, "-T"]).arg(folder));
+    let discards = shown("OPTIONS")?.split(',').any(|option| option == "discard");
+    Ok(shown("FSTYPE")? + if discards { " with discard" } else { "" })
 }
 
 fn proc_field(file: &str, name: &str) -> Result<String> {

@@ -3,14 +3,14 @@
 //! A ratio is made of two runs of one repetition, and only then the median taken of all repetitions' ratios. Does not:
 //! know targets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::Result;
 use crate::place::median;
-use crate::works::Measure;
+use crate::works::{Measure, WORKS};
 
 /// Runs of one backend at one work.
 type Run<'a> = (&'a str, &'a str);
@@ -38,7 +38,7 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Reads lines of JSON.
+    /// Reads lines of JSON. Of a run that was measured again, the last counts.
     ///
     /// # Errors
     /// The file cannot be read, or a line is no JSON.
@@ -49,7 +49,13 @@ impl Numbers {
         let parse = |(n, line)| {
             serde_json::from_str(line).map_err(|error| format!("{} line {}: {error}", path.display(), n + 1))
         };
-        let records = text.lines().enumerate().map(parse).collect::<std::result::Result<_, _>>()?;
+        let mut records = text.lines().enumerate().map(parse).collect::<std::result::Result<Vec<Value>, _>>()?;
+        let mut seen = HashSet::new();
+        records.reverse();
+        records.retain(|record| {
+            seen.insert(["group", "work", "backend", "repetition"].map(|member| record[member].to_string()))
+        });
+        records.reverse();
         Ok(Numbers { records })
     }
 
@@ -73,9 +79,10 @@ impl Numbers {
         Summary::of(by_repetition(ours).into_iter().filter_map(ratio).collect())
     }
 
-    /// Repetitions of the works that have several.
-    pub(crate) fn repetitions(&self) -> u64 {
-        self.records.iter().filter_map(|record| record["repetition"].as_u64()).max().map_or(0, |last| last + 1)
+    /// How often each work of the data path was done.
+    pub(crate) fn repetitions(&self) -> usize {
+        let works = self.records.iter().filter(|record| WORKS.iter().any(|work| record["work"] == work.name));
+        works.filter_map(|record| record["repetition"].as_u64()).collect::<HashSet<_>>().len()
     }
 }
 
@@ -114,6 +121,15 @@ mod tests {
         ];
         let ratio = Numbers { records }.ratio(("w", "a"), ("w", "b"), Measure::Rate);
         assert_eq!(ratio, Some(Summary { median: 2.0, least: 0.5, most: 3.0 }));
+    }
+
+    #[test]
+    fn of_a_run_measured_again_the_last_counts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines = [run("a", 0, 1.0), run("a", 1, 2.0), run("a", 0, 3.0)].map(|record| record.to_string() + "\n");
+        std::fs::write(file.path(), lines.concat()).unwrap();
+        let summary = Numbers::read(file.path()).unwrap().summary(("w", "a"), |record| Measure::Rate.of(record));
+        assert_eq!(summary, Some(Summary { median: 2.5, least: 2.0, most: 3.0 }));
     }
 
     #[test]

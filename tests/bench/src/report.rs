@@ -150,6 +150,9 @@ fn targets(numbers: &Numbers, text: &mut String) -> Result<()> {
 fn peers(numbers: &Numbers, target: &Target) -> String {
     let theirs = (target.against_work, target.against.name());
     let work = WORKS.iter().find(|work| work.name == target.work);
+    if target.against == Backend::Pitstop {
+        return String::new();
+    }
     let others = work.into_iter().flat_map(|work| work.backends).filter(|backend| {
         !matches!(backend, Backend::Pitstop | Backend::Fio | Backend::FioBatched) && **backend != target.against
     });
@@ -256,9 +259,9 @@ fn charts(numbers: &Numbers) -> Vec<(&'static str, Chart)> {
 
 /// Times of what is done to a volume as a whole.
 fn operations(numbers: &Numbers) -> Chart {
-    let axis = "milliseconds, by powers of ten".to_owned();
+    let axis = "milliseconds, logarithmic".to_owned();
     let mut chart = Chart { title: "Operations on volumes".to_owned(), axis, logarithmic: true, groups: Vec::new() };
-    for (name, size) in [("1 GiB", "1g"), ("100 GiB", "100g")] {
+    for (name, size) in [("1\u{a0}GiB", "1g"), ("100\u{a0}GiB", "100g")] {
         for (label, bars) in OPERATIONS {
             let bar = |&(series, work, backend): &Operation| {
                 let runs = Runs::of(&numbers.records, "operations", &format!("{work}-{size}"), backend);
