@@ -174,7 +174,12 @@ struct Baseline {
 impl<'a> Load<'a> {
     fn new(options: &'a Options) -> Result<Self> {
         let block = options.block_size;
-        if block == 0 || block % 512 != 0 || options.depth == 0 || options.queues == 0 || options.read_percent > 100 {
+        if block == 0
+            || !block.is_multiple_of(512)
+            || options.depth == 0
+            || options.queues == 0
+            || options.read_percent > 100
+        {
             return Err("block size must be a multiple of 512, depth and queues at least 1, percent at most 100".into());
         }
         let descriptors = (options.depth * 3).next_power_of_two().clamp(128, 1024);
@@ -342,10 +347,11 @@ impl<'a> Load<'a> {
         }
         let data = self.device.slot(slot);
         let ring = &mut self.device.queues[queue].ring;
-        // SAFETY: the slot is `block` bytes of the shared mapping, and no other request uses it until this one has
-        // ended.
         match kind {
+            // SAFETY: the slot is `block` bytes of the shared mapping, and no other request uses it until this one has
+            // ended.
             Kind::Read => unsafe { ring.read_raw(offset, data, block, slot) },
+            // SAFETY: as for a read.
             Kind::Write => unsafe { ring.write_raw(offset, data.cast_const(), block, slot) },
             Kind::Flush => ring.flush(slot),
         }?;
@@ -357,8 +363,7 @@ impl<'a> Load<'a> {
     fn take_completions(&mut self) -> Result<usize> {
         let mut ended = 0;
         for queue in 0..self.free.len() {
-            loop {
-                let Some(completion) = self.device.queues[queue].ring.completions().next() else { break };
+            while let Some(completion) = self.device.queues[queue].ring.completions().next() {
                 if completion.ret != 0 {
                     return Err(format!("a request failed with errno {}", -completion.ret).into());
                 }

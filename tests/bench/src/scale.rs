@@ -162,7 +162,7 @@ pub(crate) fn rows(records: &[Value]) -> Vec<Row> {
             let these = runs(&format!("read-through-{at}-d{depth}"));
             add(format!("read through {at} layers, {depth} at a time"), these.median("iops"), "IOPS", shallow);
             let cpu = these.median("cpu_seconds_per_million");
-            add(format!("the same, processor time of the backend"), cpu, "s/million", None);
+            add("the same, processor time of the backend".to_owned(), cpu, "s/million", None);
         }
     }
     let opened = runs("open-1000-layers");
