@@ -111,6 +111,7 @@ fn machine(numbers: &Numbers, text: &mut String) -> Result<()> {
 }
 
 fn targets(numbers: &Numbers, text: &mut String) -> Result<()> {
+    let (mut met, mut measured) = (0, 0);
     writeln!(text, "### Targets\n")?;
     writeln!(text, "| work | pitstop | compared with | ratio (least to most) | target | | peers' ratio |")?;
     writeln!(text, "|---|---|---|---|---|---|---|")?;
@@ -131,7 +132,9 @@ fn targets(numbers: &Numbers, text: &mut String) -> Result<()> {
             writeln!(text, "| {} | not measured | {against} | | {goal} {bound} | | |", target.title)?;
             continue;
         };
-        let verdict = if target.goal.is_met(ratio.median) { "met" } else { "**missed**" };
+        let is_met = target.goal.is_met(ratio.median);
+        (met, measured) = (met + usize::from(is_met), measured + 1);
+        let verdict = if is_met { "met" } else { "**missed**" };
         writeln!(
             text,
             "| {} | {our_figure} | {against} {their_figure} | **{:.2}** ({:.2} to {:.2}) | {goal} {bound:.2} | {verdict} | {} |",
@@ -142,7 +145,7 @@ fn targets(numbers: &Numbers, text: &mut String) -> Result<()> {
             peers(numbers, target),
         )?;
     }
-    writeln!(text)?;
+    writeln!(text, "\n{met} of {measured} met.\n")?;
     Ok(())
 }
 
@@ -332,7 +335,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().filter(|line| line.contains("depth 32 | 15.0k/s")).collect();
         assert!(lines[0].contains("**1.50** (1.50 to 1.50) | at least 1.00 | met"), "{text}");
         assert!(lines[1].contains("**0.75** (0.75 to 0.75) | at least 0.85 | **missed**"), "{text}");
-        assert!(text.contains("not measured"));
+        assert!(text.contains("not measured") && text.contains("1 of 2 met"));
         assert_eq!(charts(&numbers)[0].1.groups[0].bars.len(), 3);
     }
 
