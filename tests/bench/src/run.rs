@@ -100,6 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.append && options.results.exists() {
         std::fs::remove_file(&options.results)?;
     }
+    if let Some(folder) = options.results.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     let mut results = Results::append_to(&options.results)?;
     results.add(machine::describe(&place.folder)?)?;
     let works: Vec<&Work> = WORKS.iter().filter(|work| options.wants(work.area.group(), work.name)).collect();
