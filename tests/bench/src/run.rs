@@ -59,7 +59,7 @@ pub(crate) struct Options {
     /// Measurements as lines of JSON; what is there is replaced
     #[arg(long, default_value = "target/bench/results.jsonl")]
     results: PathBuf,
-    /// Add to the results instead of replacing them
+    /// Add to the results, replacing only what is measured again: with all works that a ratio is made of
     #[arg(long)]
     append: bool,
     /// Only works whose name or group begins so; may be repeated
@@ -88,6 +88,11 @@ impl Options {
 /// # Errors
 /// A backend or a load fails, there is no space, or nothing is called what `--only` says.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let works: Vec<&Work> = WORKS.iter().filter(|work| options.wants(work.area.group(), work.name)).collect();
+    let parts: Vec<&Part> = PARTS.iter().filter(|part| options.wants(part.name, part.name)).collect();
+    if works.is_empty() && parts.is_empty() {
+        return Err("no work is called so; the names are in the tables of docs/performance.md".into());
+    }
     let begin = Instant::now();
     // Ended early it still ends backends and removes its files, of which some take memory.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -105,13 +110,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let mut results = Results::append_to(&options.results)?;
     results.add(machine::describe(&place.folder)?)?;
-    let works: Vec<&Work> = WORKS.iter().filter(|work| options.wants(work.area.group(), work.name)).collect();
     let mut memory_place = place.clone();
     memory_place.folder = memory.path().to_owned();
-    let parts: Vec<&Part> = PARTS.iter().filter(|part| options.wants(part.name, part.name)).collect();
-    if works.is_empty() && parts.is_empty() {
-        return Err("no work is called so; the names are in the tables of docs/performance.md".into());
-    }
     data_path(options, &works, [place.clone(), memory_place], &mut results, &interrupted)?;
     for part in parts {
         if interrupted.load(Ordering::Relaxed) {
