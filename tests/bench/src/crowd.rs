@@ -75,11 +75,11 @@ pub(crate) fn run(place: &Place, effort: Effort, results: &mut Results) -> Resul
 fn together(place: &Place, server: &Server, depth: usize, options: &[&str]) -> Result<Value> {
     let depth = depth.to_string();
     // The ramp lasts until all have started. One alone needs none, and might have written everything by then.
-    let ramp = if server.sockets.len() > 1 { "1.5" } else { "0" };
+    let ramp = if server.sockets.len() > 1 { "1" } else { "0" };
     let mut loads = Vec::new();
     for (socket, seed) in server.sockets.iter().zip(1..) {
         let seed = format!("{seed}");
-        let common = ["--depth", &depth, "--ramp", ramp, "--seconds", "2", "--seed", &seed];
+        let common = ["--depth", &depth, "--ramp", ramp, "--seconds", "1.5", "--seed", &seed];
         // One process tells of the backend's time, which is that of all.
         let pid = (seed == "1").then(|| server.pid());
         loads.push(place.start_load(socket, pid, &[&common[..], options].concat())?);
@@ -135,9 +135,10 @@ impl Site<'_> {
             Backend::Overlays => {
                 let images: Vec<_> = (0..guests).map(|n| self.overlay(n)).collect();
                 let base = Contents::Of { base: &self.raw, format: "raw" };
-                for image in &images {
-                    qemu_img_create(image, "cluster_size=64k,extended_l2=on", base)?;
-                }
+                let new = self.place.file("crowd-new.qcow2");
+                qemu_img_create(&new, "cluster_size=64k,extended_l2=on", base)?;
+                images.iter().try_for_each(|image| std::fs::copy(&new, image).map(drop))?;
+                remove(&new)?;
                 Server::storage_daemon(self.place, &images, Threads::Two)
             }
         }

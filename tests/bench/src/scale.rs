@@ -4,10 +4,9 @@
 //! once with all tables read; a TiB takes four times as much. Does not: judge.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
-use pitstop_format::{BLOCK_LEN, Container, CreateOptions, Disk, FileDisk, OpenMode, SLAB_LEN, VolumeIo};
+use pitstop_format::{BLOCK_LEN, Container, CreateOptions, FileDisk, OpenMode, SLAB_LEN, VolumeIo};
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -34,23 +33,26 @@ pub(crate) fn run(place: &Place, effort: Effort, results: &mut Results) -> Resul
     memory(place, effort, results)
 }
 
-fn create(disk: Arc<dyn Disk>) -> Result<Container> {
-    Container::create(Arc::clone(&disk), &CreateOptions::default())?;
-    Ok(Container::open(disk, OpenMode::ReadWrite)?)
+/// A new container in which some data takes no space.
+fn create(path: &Path) -> Result<Container> {
+    remove(path)?;
+    Container::create(FileDisk::create(path)?, &CreateOptions::default())?;
+    Ok(Container::open(SparseDisk::open(path)?, OpenMode::ReadWrite)?)
 }
 
-/// A container with volumes `at-1` to `at-100` that read through so many layers, each of which has a block in every chunk.
+/// A container with volumes `at-1` to `at-100` that read through so many layers. The lowest one has all data; each of the
+/// others has one block in every chunk, which takes no space in the file.
 fn build_deep(path: &Path) -> Result<()> {
-    remove(path)?;
-    let container = create(FileDisk::create(path)?)?;
+    let container = create(path)?;
     container.create_volume("growing", DEEP_LEN)?;
     let io = VolumeIo::new(&container, container.volume("growing")?);
-    let data = vec![DATA; 4 << 20];
+    let data = vec![!DATA; 4 << 20];
     (0..DEEP_LEN).step_by(data.len()).try_for_each(|at| io.write_at(&data, at))?;
+    let block = [DATA; BLOCK_LEN as usize];
     for depth in 1..=DEPTHS[2] {
         // Its other child is the volume's next layer: with two children it is not merged.
         container.snapshot("growing", &format!("at-{depth}"))?;
-        (0..DEEP_LEN).step_by(SLAB_LEN as usize).try_for_each(|at| io.write_at(&data[..BLOCK_LEN as usize], at))?;
+        (0..DEEP_LEN).step_by(SLAB_LEN as usize).try_for_each(|at| io.write_at(&block, at))?;
     }
     container.close()?;
     Ok(())
@@ -82,8 +84,7 @@ fn depth(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
 
 fn layers(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
     let path = place.file("layers.pit");
-    remove(&path)?;
-    let container = create(FileDisk::create(&path)?)?;
+    let container = create(&path)?;
     container.create_volume("growing", GIB)?;
     let io = VolumeIo::new(&container, container.volume("growing")?);
     for n in 0..LAYERS {
@@ -113,8 +114,7 @@ fn memory(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
     let path = place.file("large.pit");
     let len = effort.pick(256 * GIB, 16 * GIB);
     for (work, mapped) in [("memory-empty", 0), ("memory-mapped", len)] {
-        remove(&path)?;
-        let container = create(SparseDisk::create(&path)?)?;
+        let container = create(&path)?;
         container.create_volume("large", len)?;
         let io = VolumeIo::new(&container, container.volume("large")?);
         let data = vec![DATA; 4 << 20];

@@ -1,12 +1,12 @@
-//! A container file that takes no space for data: what is large about a container is then its metadata alone.
+//! A container file that takes no space for some data: what is large about it is then its metadata.
 //!
-//! Invariant: metadata is written as in any container. Does not: keep data; volumes in it read as zeros.
+//! Invariant: everything but [`DATA`] is written as in any container. Does not: keep that data, which reads as zeros.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use pitstop_format::{Disk, FileDisk};
+use pitstop_format::{Disk, FileDisk, OpenMode};
 
 use crate::Result;
 
@@ -16,13 +16,13 @@ pub(crate) struct SparseDisk {
     file: Arc<FileDisk>,
 }
 
-/// The byte that data consists of: a write of nothing else is dropped. Metadata is never written in such runs.
+/// A write of nothing but this byte is dropped. Metadata never consists of it.
 pub(crate) const DATA: u8 = 0xda;
 
 impl SparseDisk {
-    /// Creates the file, which must not exist.
-    pub(crate) fn create(path: &Path) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { file: FileDisk::create(path)? }))
+    /// Opens the file of a container.
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { file: FileDisk::open(path, OpenMode::ReadWrite)? }))
     }
 }
 
