@@ -73,6 +73,19 @@ pub(crate) fn scattered(count: u64, len: u64, range: u64) -> Vec<Step> {
     (0..count).map(|_| Step::Write { offset: random.below(range / len) * len, len }).collect()
 }
 
+/// Writes that fill so many places of `place` bytes, chosen at random in the first `range` bytes of the disk, with pieces
+/// of `len` bytes; all pieces in random order.
+pub(crate) fn places(count: u64, place: u64, len: u64, range: u64) -> Vec<Step> {
+    let mut random = Random::new(11);
+    let mut chosen: Vec<u64> = (0..range / place).collect();
+    random.shuffle(&mut chosen);
+    chosen.truncate(count as usize);
+    let pieces = |number| (0..place / len).map(move |n| Step::Write { offset: number * place + n * len, len });
+    let mut steps: Vec<Step> = chosen.into_iter().flat_map(pieces).collect();
+    random.shuffle(&mut steps);
+    steps
+}
+
 /// So many writes of `len` bytes each, one behind the other.
 pub(crate) fn sequential(count: u64, len: u64) -> Vec<Step> {
     (0..count).map(|n| Step::Write { offset: n * len, len }).collect()
@@ -161,6 +174,25 @@ impl Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_filled_and_no_others() {
+        let steps = places(10, 8192, 4096, 1 << 20);
+        let mut offsets: Vec<u64> = steps
+            .iter()
+            .map(|step| match step {
+                Step::Write { offset, len: 4096 } => *offset,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(!offsets.is_sorted());
+        offsets.sort_unstable();
+        assert_eq!(offsets.len(), 20);
+        for place in offsets.chunks(2) {
+            assert!(place[0] % 8192 == 0 && place[1] == place[0] + 4096 && place[1] < 1 << 20);
+        }
+        assert!(offsets.is_sorted_by(|a, b| a < b));
+    }
 
     #[test]
     fn an_installation_writes_small_files_and_flushes_now_and_then() {

@@ -23,6 +23,13 @@ impl Random {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
+    /// Puts `items` into random order.
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for n in (1..items.len()).rev() {
+            items.swap(n, self.below(n as u64 + 1) as usize);
+        }
+    }
+
     /// Random bytes.
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
@@ -56,9 +63,7 @@ impl Places {
             Pattern::Sequential => Order::Sequential { next: 0 },
             Pattern::Once => {
                 let mut all: Vec<u32> = (0..blocks as u32).collect();
-                for n in (1..all.len()).rev() {
-                    all.swap(n, random.below(n as u64 + 1) as usize);
-                }
+                random.shuffle(&mut all);
                 Order::Once(all)
             }
         };
