@@ -546,15 +546,16 @@ pub(crate) fn resolve(
     want: BlockMask,
     mut piece: impl FnMut(BlockMask, Found),
 ) -> Result<usize, PageLoad> {
-    resolve_in(top, chunk, want, |mask, place, _| piece(mask, place))
+    resolve_in(top, chunk, want, |_| {}, |mask, place, _| piece(mask, place))
 }
 
-/// Like [`resolve`]; `piece` is told also in which layer the blocks are (zeros: the last that was looked at). If a page
-/// is missing, the zeros found by then are not told of.
+/// Like [`resolve`]; `before` is told of each layer that is about to be looked at, `piece` also in which layer the blocks
+/// are (zeros: the last that was looked at). If a page is missing, the zeros found by then are not told of.
 pub(crate) fn resolve_in(
     top: &Arc<Layer>,
     chunk: ChunkNo,
     mut want: BlockMask,
+    mut before: impl FnMut(&Layer),
     mut piece: impl FnMut(BlockMask, Found, &Arc<Layer>),
 ) -> Result<usize, PageLoad> {
     let (mut zero, mut levels) = (0, 0);
@@ -562,6 +563,7 @@ pub(crate) fn resolve_in(
     loop {
         let layer = above.as_ref().unwrap_or(top);
         levels += 1;
+        before(layer);
         let parent = layer.show(chunk, &mut want, &mut zero, |mask, place| piece(mask, place, layer))?;
         match parent {
             Some(parent) => above = Some(parent),

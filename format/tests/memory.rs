@@ -1,18 +1,21 @@
-//! What opening takes of memory: no container file makes it take more than a few times its own length.
+//! What opening takes of memory: no container file makes it take more than a few times its own length. What reading takes:
+//! no number of volumes makes it more than a bound.
 //!
-//! An allocator counts. One test only: others in the process would be counted too.
+//! An allocator counts. One test at a time: others in the process would be counted too.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pitstop_format::check::check;
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Disk, Error, OpenMode, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Disk, Error, OpenMode, Planned, ReadPlan, VolumeIo};
 
 struct Counting;
 
+/// Held by the test that counts.
+static ALONE: Mutex<()> = Mutex::new(());
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
@@ -71,6 +74,7 @@ fn opens_or_not_within_bounds(disk: &Arc<SimDisk>, what: &str) {
 // rules: CON-14, CON-19, JNL-1
 #[test]
 fn opening_takes_memory_for_what_is_there_not_for_what_is_claimed() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let small = SimDisk::new();
     Container::create(small.clone(), &CreateOptions { journal_len_bytes: 256 << 10, ..Default::default() }).unwrap();
     let container = Container::open(small.clone(), OpenMode::ReadWrite).unwrap();
@@ -125,4 +129,28 @@ fn opening_takes_memory_for_what_is_there_not_for_what_is_claimed() {
     opens_or_not_within_bounds(&claims, "2^32 slabs");
     let refused = Container::open(claims, OpenMode::ReadWrite).unwrap_err();
     assert!(matches!(&refused, Error::Corrupt(why) if why.rule == "CON-13"), "{refused}");
+}
+
+// rule: MAP-17
+#[test]
+fn what_is_remembered_of_many_volumes_takes_bounded_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+    container.create_volume("golden", 64 << 30).unwrap();
+    for n in 0..5 {
+        VolumeIo::new(&container, container.volume("golden").unwrap()).write_at(&[1; 4096], n * 4096).unwrap();
+        container.snapshot("golden", &format!("old-{n}")).unwrap();
+    }
+    let copies: Vec<_> = (0..300)
+        .map(|n| container.volume(&container.snapshot("golden", &format!("copy-{n}")).unwrap().name).unwrap())
+        .collect();
+    let mut plan = ReadPlan::default();
+    let (bytes, ()) = taken(|| {
+        for copy in copies.iter().cycle().take(3 * copies.len()) {
+            assert!(matches!(copy.plan_read(0..4096, &mut plan).unwrap(), Planned::Ready(())));
+        }
+    });
+    assert!(bytes <= 40 << 20, "reading {} copies takes {bytes} bytes", copies.len());
 }

@@ -162,7 +162,7 @@ impl Container {
         let above = job.parent.link();
         let limit = above.limit.min(job.child.link().limit);
         job.child.set_link(Link { parent: above.parent.clone(), limit });
-        self.shared.merges.fetch_add(1, Ordering::AcqRel);
+        self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
         let grandparent = above.parent.as_ref().map(|layer| layer.id);
         state.update_layer(job.child.id, |record| {
             record.parent = grandparent;

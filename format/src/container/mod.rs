@@ -34,9 +34,9 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Page, PageLoad, next_load};
 use crate::layout::entry::RawEntry;
-use crate::sync::{ArcSwap, AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock};
+use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
-use crate::volume::Volume;
+use crate::volume::{Resolved, Volume};
 use state::State;
 
 /// How a container is opened.
@@ -61,8 +61,8 @@ pub(crate) struct Shared {
     pub(crate) mode: OpenMode,
     /// Token of the current grace period; requests take it before they look at any map.
     pub(crate) grace: ArcSwap<Grace>,
-    /// Layers that merges have taken out of chains since the container was opened (MAP-17).
-    pub(crate) merges: AtomicU64,
+    /// What is below heads (MAP-17).
+    pub(crate) resolved: Resolved,
     state: Mutex<State>,
     /// Serialises create, delete, snapshot, refresh and rename.
     control: Mutex<()>,
@@ -130,7 +130,7 @@ impl Shared {
             disk,
             mode,
             grace: ArcSwap::from_pointee(Grace),
-            merges: AtomicU64::new(0),
+            resolved: Resolved::new(),
             state: Mutex::new(state),
             control: Mutex::new(()),
             homes: Mutex::new(maintain::Background::default()),

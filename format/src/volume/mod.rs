@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 pub use read::{ReadPlan, ReadSegment};
-use resolved::Resolved;
+pub(crate) use resolved::Resolved;
 pub use write::{Edge, EdgeSource, WriteSegment, WriteTicket};
 pub use zero::{ZeroKind, ZeroTicket};
 
@@ -44,15 +44,15 @@ pub enum Planned<T> {
 #[derive(Debug)]
 pub(crate) struct Writers {
     pub(crate) layer: Arc<Layer>,
-    /// What is below the head.
-    resolved: Resolved,
+    /// The chain below is so deep that what it shows is remembered (MAP-17).
+    deep: AtomicBool,
     signal: Arc<Signal>,
 }
 
 impl Writers {
     pub(crate) fn new(layer: Arc<Layer>, signal: Arc<Signal>) -> Arc<Self> {
         layer.drained.store(false, Ordering::Release);
-        Arc::new(Self { layer, resolved: Resolved::new(), signal })
+        Arc::new(Self { layer, deep: AtomicBool::new(false), signal })
     }
 }
 

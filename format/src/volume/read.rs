@@ -100,8 +100,8 @@ impl Volume {
         for piece in pieces(range) {
             let mut found: SmallVec<[(u64, u64, Found); 8]> = SmallVec::new();
             let show = |mask, place| found.extend(runs(mask).map(|(first, end)| (first, end, place)));
-            let merges = &self.shared.merges;
-            if let Err(load) = writers.resolved.resolve(&writers.layer, merges, piece.chunk, piece.blocks(), show) {
+            let resolved = &self.shared.resolved;
+            if let Err(load) = resolved.resolve(&writers.layer, &writers.deep, piece.chunk, piece.blocks(), show) {
                 plan.clear();
                 return Ok(Planned::NeedPage(load));
             }

@@ -1,9 +1,10 @@
-//! What the layers below a head show, remembered chunk by chunk, so that a read through a deep chain looks at three
+//! What the layers below heads show, remembered chunk by chunk, so that a read through a deep chain looks at three
 //! layers instead of all of them.
 //!
 //! Invariant (MAP-17): only what cannot change is remembered. Layers below a head take no writes once they have drained,
 //! so a block stays where it was found until a merge takes a layer out of some chain, which makes all that was
-//! remembered before count for nothing; the slab is asked of the layer at each use.
+//! remembered before count for nothing; the slab is asked of the layer at each use. All heads share the places, so that
+//! neither their number nor the depth of their chains takes memory beyond a bound.
 //! Does not: hold layers, wait for anybody, or remember the head, which guests change.
 
 use std::sync::atomic::Ordering;
@@ -12,85 +13,119 @@ use std::sync::{Arc, Weak};
 use smallvec::SmallVec;
 
 use crate::layer::{Found, InLayer, Layer, PageLoad, resolve, resolve_here, resolve_in};
-use crate::sync::{AtomicU64, Mutex, OnceLock};
-use crate::units::{BlockMask, ChunkNo, SLAB_LEN};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, OnceLock};
+use crate::units::{BlockMask, ChunkNo, LayerId};
 
 /// Chains of at most so many layers are walked: that costs no more than remembering.
 const SHALLOW: usize = 3;
-/// Chunks remembered for one head at most: 4 GiB of a volume, in 1.5 MiB of memory.
-const MAX_SLOTS: u64 = 16 << 10;
+/// Chunks remembered at most: 64 GiB of volumes, in 30 MiB of memory. Few where threads' interleavings are explored, so
+/// that they meet.
+const SLOTS: usize = if cfg!(pitstop_interleavings) { 8 } else { 256 << 10 };
+/// Slots that come into being together.
+const LEAF: usize = if cfg!(pitstop_interleavings) { 4 } else { 128 };
 /// Layers remembered for one chunk: those that show most of it.
 const SOURCES: usize = 3;
+/// Reads of other chunks that a slot outlasts without being used itself: to learn costs more than to walk, and would be
+/// all for nothing if chunks took each other's place at each read.
+const OUTLASTS: u8 = 4;
 
-/// Where blocks of one chunk are found below the head.
+/// What is remembered: for reads through which head, of which chunk, and when that was true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Subject {
+    head: LayerId,
+    chunk: ChunkNo,
+    merges: u64,
+}
+
+/// Where blocks of one chunk are found below a head.
 #[derive(Debug, Default)]
 struct Slot {
-    /// What is remembered, and when that was true; `None`: nothing.
-    of: Option<(ChunkNo, u64)>,
+    /// `None`: nothing is remembered.
+    of: Option<Subject>,
     sources: SmallVec<[(Weak<Layer>, BlockMask); SOURCES]>,
     zero: BlockMask,
     /// A page was missing when this was learnt: there is more to learn.
     partial: bool,
+    /// Reads of other chunks since this was used.
+    passed_over: u8,
 }
 
-/// What is remembered for one head.
+type Leaf = Box<[Mutex<Slot>]>;
+
+/// What is remembered for all heads of a container.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    slots: OnceLock<Box<[Mutex<Slot>]>>,
+    /// Layers that merges have taken out of chains since the container was opened.
+    pub(crate) merges: AtomicU64,
+    leaves: Box<[OnceLock<Leaf>]>,
 }
 
 impl Resolved {
-    pub(crate) const fn new() -> Self {
-        Self { slots: OnceLock::new() }
+    pub(crate) fn new() -> Self {
+        Self { merges: AtomicU64::new(0), leaves: (0..SLOTS / LEAF).map(|_| OnceLock::new()).collect() }
     }
 
-    /// Like [`resolve`] through the head `top`. `merges` counts the layers that have been taken out of chains.
+    fn slot(&self, subject: Subject) -> &Mutex<Slot> {
+        // Neighbours of one volume never meet; volumes lie anywhere among each other.
+        let place = (subject.head.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) + u64::from(subject.chunk.0);
+        let place = place as usize % SLOTS;
+        let leaf = self.leaves[place / LEAF].get_or_init(|| (0..LEAF).map(|_| Mutex::new(Slot::default())).collect());
+        &leaf[place % LEAF]
+    }
+
+    /// Like [`resolve`] through the head `top`. `deep`, false at first, is the head's own note that its chain is worth it.
     pub(crate) fn resolve(
         &self,
         top: &Arc<Layer>,
-        merges: &AtomicU64,
+        deep: &AtomicBool,
         chunk: ChunkNo,
         want: BlockMask,
         mut piece: impl FnMut(BlockMask, Found),
     ) -> Result<(), PageLoad> {
-        let Some(slots) = self.slots.get() else {
-            let levels = resolve(top, chunk, want, piece)?;
-            if levels > SHALLOW {
-                let count = top.size.div_ceil(SLAB_LEN).clamp(1, MAX_SLOTS).next_power_of_two();
-                self.slots.get_or_init(|| (0..count).map(|_| Mutex::new(Slot::default())).collect());
+        if !deep.load(Ordering::Relaxed) {
+            if resolve(top, chunk, want, piece)? > SHALLOW {
+                deep.store(true, Ordering::Relaxed);
             }
             return Ok(());
-        };
+        }
         let Some((parent, mut want)) = resolve_here(top, chunk, want, &mut piece)? else { return Ok(()) };
         // Before anything below is looked at: what a later merge changes does not count as learnt now.
-        let now = (chunk, merges.load(Ordering::Acquire));
-        let slot = &slots[chunk.0 as usize & (slots.len() - 1)];
+        let now = Subject { head: top.id, chunk, merges: self.merges.load(Ordering::Acquire) };
+        let slot = self.slot(now);
         let mut learns = false;
         // Never waits: whoever finds the slot taken walks.
-        if let Ok(slot) = slot.try_lock() {
-            if slot.of == Some(now) {
-                want &= !slot.recall(chunk, want, &mut piece);
-            }
-            learns = slot.of != Some(now) || slot.partial;
+        if let Ok(mut slot) = slot.try_lock() {
+            want &= !slot.recall(now, want, &mut piece);
+            learns = want != 0 && slot.gives_way(now);
         }
-        if want != 0 && learns && all_drained(&parent) {
+        if learns {
             let mut learnt = Slot { of: Some(now), ..Slot::default() };
             let mut sources: SmallVec<[_; 8]> = SmallVec::new();
-            let outcome = resolve_in(&parent, chunk, !0, |mask, place, layer| {
-                match place {
-                    Found::Zero => learnt.zero = mask,
-                    Found::Data(_) => sources.push((Arc::downgrade(layer), mask)),
+            let mut settled = true;
+            // A layer is asked whether writes are under way in it before it is looked at.
+            let outcome = resolve_in(
+                &parent,
+                chunk,
+                !0,
+                |layer| settled &= layer.is_drained(),
+                |mask, place, layer| {
+                    match place {
+                        Found::Zero => learnt.zero = mask,
+                        Found::Data(_) => sources.push((Arc::downgrade(layer), mask)),
+                    }
+                    if want & mask != 0 {
+                        piece(want & mask, place);
+                    }
+                    want &= !mask;
+                },
+            );
+            if settled {
+                learnt.partial = outcome.is_err();
+                sources.sort_by_key(|(_, mask)| std::cmp::Reverse(mask.count_ones()));
+                learnt.sources.extend(sources.into_iter().take(SOURCES));
+                if let Ok(mut slot) = slot.try_lock() {
+                    *slot = learnt;
                 }
-                if want & mask != 0 {
-                    piece(want & mask, place);
-                }
-                want &= !mask;
-            });
-            learnt.partial = outcome.is_err();
-            sources.sort_by_key(|(_, mask)| std::cmp::Reverse(mask.count_ones()));
-            learnt.sources.extend(sources.into_iter().take(SOURCES));
-            if let Ok(mut slot) = slot.try_lock() {
-                *slot = learnt;
             }
         }
         if want != 0 {
@@ -102,7 +137,11 @@ impl Resolved {
 
 impl Slot {
     /// Calls `piece` for the wanted blocks that are remembered; returns them.
-    fn recall(&self, chunk: ChunkNo, want: BlockMask, mut piece: impl FnMut(BlockMask, Found)) -> BlockMask {
+    fn recall(&mut self, now: Subject, want: BlockMask, mut piece: impl FnMut(BlockMask, Found)) -> BlockMask {
+        if self.of != Some(now) {
+            return 0;
+        }
+        self.passed_over = 0;
         let mut known = want & self.zero;
         if known != 0 {
             piece(known, Found::Zero);
@@ -113,7 +152,7 @@ impl Slot {
                 continue;
             }
             let Some(layer) = layer.upgrade() else { continue };
-            let InLayer::Entry(entry) = layer.lookup(chunk) else { continue };
+            let InLayer::Entry(entry) = layer.lookup(now.chunk) else { continue };
             let view = entry.view();
             if data & !view.d == 0 {
                 piece(data, Found::Data(view.slab));
@@ -122,29 +161,33 @@ impl Slot {
         }
         known
     }
-}
 
-/// Whether no write is under way in any layer of the chain.
-fn all_drained(top: &Arc<Layer>) -> bool {
-    let mut next = Some(top.clone());
-    while let Some(layer) = next {
-        if !layer.is_drained() {
-            return false;
+    /// Whether what a walk finds now is to be remembered here; called when what is remembered is not enough for a read.
+    fn gives_way(&mut self, now: Subject) -> bool {
+        match self.of {
+            Some(of) if of == now => self.partial,
+            Some(of) if of.merges == now.merges => {
+                self.passed_over = self.passed_over.saturating_add(1);
+                self.passed_over >= OUTLASTS
+            }
+            Some(_) | None => true,
         }
-        next = layer.parent();
     }
-    true
 }
 
-#[cfg(all(test, not(pitstop_interleavings)))]
+#[cfg(test)]
+#[cfg(not(pitstop_interleavings))]
 mod tests {
     use super::*;
     use crate::layer::{Link, Page, Table};
     use crate::layout::entry::RawEntry;
-    use crate::units::{ENTRIES_PER_PAGE, LayerId, SlabNo};
+    use crate::units::{ENTRIES_PER_PAGE, SLAB_LEN, SlabNo};
+
+    /// Of layers: one chunk more than there are slots.
+    const LEN: u64 = (SLOTS as u64 + 1) * SLAB_LEN;
 
     fn layer(id: u64, parent: Option<Arc<Layer>>, d: BlockMask, z: BlockMask) -> Arc<Layer> {
-        let layer = Layer::new(LayerId(id), SLAB_LEN, Link { parent, limit: SLAB_LEN }, true);
+        let layer = Layer::new(LayerId(id), LEN, Link { parent, limit: LEN }, true);
         let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
         raw[0] = RawEntry { slab: SlabNo(if d == 0 { 0 } else { id * 10 }), d, z };
         let table = Table::new(SlabNo(id), 1, false);
@@ -178,14 +221,15 @@ mod tests {
     // rule: MAP-17
     #[test]
     fn what_is_remembered_is_what_a_walk_finds() {
-        let (layers, resolved, merges) = (chain(), Resolved::new(), AtomicU64::new(0));
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
         let top = layers.last().unwrap();
         for want in [!0, 1, 0b11, 1 << 8, 0b11000, 1 << 60, 0xf0, !0] {
             let walked = found(|piece| resolve(top, ChunkNo(0), want, piece).map(drop));
-            assert_eq!(found(|piece| resolved.resolve(top, &merges, ChunkNo(0), want, piece)), walked, "{want:#x}");
+            assert_eq!(found(|piece| resolved.resolve(top, &deep, ChunkNo(0), want, piece)), walked, "{want:#x}");
         }
-        let slot = resolved.slots.get().unwrap()[0].lock().unwrap();
-        assert_eq!(slot.of, Some((ChunkNo(0), 0)));
+        let now = Subject { head: top.id, chunk: ChunkNo(0), merges: 0 };
+        let slot = resolved.slot(now).lock().unwrap();
+        assert_eq!(slot.of, Some(now));
         assert_eq!((slot.sources.len(), slot.sources[0].1), (SOURCES, 0x00ff_ffff_ffff_ff00));
         assert!(slot.zero >> 56 == 0xff && !slot.partial);
     }
@@ -193,26 +237,49 @@ mod tests {
     // rule: MAP-17 — what was learnt before a layer left a chain is not used after it.
     #[test]
     fn a_merge_makes_all_count_for_nothing() {
-        let (layers, resolved, merges) = (chain(), Resolved::new(), AtomicU64::new(0));
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
         let top = layers.last().unwrap();
-        let read = || found(|piece| resolved.resolve(top, &merges, ChunkNo(0), 1 << 20, piece));
+        let read = || found(|piece| resolved.resolve(top, &deep, ChunkNo(0), 1 << 20, piece));
         for _ in 0..3 {
             assert_eq!(read(), [(1 << 20, Found::Data(SlabNo(10)))]);
         }
         // Another layer takes the place of the lowest, as after a merge that copied into a slab of its own.
         let other = layer(9, None, !0, 0);
-        layers[1].set_link(Link { parent: Some(other), limit: SLAB_LEN });
-        merges.fetch_add(1, Ordering::Release);
+        layers[1].set_link(Link { parent: Some(other), limit: LEN });
+        resolved.merges.fetch_add(1, Ordering::Release);
         assert_eq!(read(), [(1 << 20, Found::Data(SlabNo(90)))]);
+    }
+
+    // rule: MAP-17 — two heads, and two chunks of one, that have the same place never show each other's blocks.
+    #[test]
+    fn chunks_of_one_place_are_told_apart_and_outlast_each_other() {
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
+        let top = layers.last().unwrap();
+        let far = ChunkNo(SLOTS as u32);
+        let read = |chunk| found(|piece| resolved.resolve(top, &deep, chunk, 1 << 20, piece));
+        let of = || resolved.slot(Subject { head: top.id, chunk: far, merges: 0 }).lock().unwrap().of.unwrap().chunk;
+        for _ in 0..3 {
+            assert_eq!(read(ChunkNo(0)), [(1 << 20, Found::Data(SlabNo(10)))]);
+        }
+        for _ in 0..3 * OUTLASTS {
+            assert_eq!(read(far), [(1 << 20, Found::Zero)]);
+            assert_eq!(read(ChunkNo(0)), [(1 << 20, Found::Data(SlabNo(10)))]);
+            assert_eq!(of(), ChunkNo(0));
+        }
+        for _ in 0..OUTLASTS {
+            assert_eq!(read(far), [(1 << 20, Found::Zero)]);
+        }
+        assert_eq!(of(), far);
+        assert_eq!(read(ChunkNo(0)), [(1 << 20, Found::Data(SlabNo(10)))]);
     }
 
     // rule: MAP-17 — a write that was planned before a snapshot ends in a layer below the head.
     #[test]
     fn nothing_is_learnt_while_writes_are_under_way_below() {
-        let (layers, resolved, merges) = (chain(), Resolved::new(), AtomicU64::new(0));
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
         let top = layers.last().unwrap();
         layers[4].drained.store(false, Ordering::Release);
-        let read = || found(|piece| resolved.resolve(top, &merges, ChunkNo(0), 1 << 20, piece));
+        let read = || found(|piece| resolved.resolve(top, &deep, ChunkNo(0), 1 << 20, piece));
         for _ in 0..3 {
             assert_eq!(read(), [(1 << 20, Found::Data(SlabNo(10)))]);
         }
@@ -227,14 +294,14 @@ mod tests {
     // rules: MAP-15, MAP-17 — pages that are not in memory are asked for only if the read needs them.
     #[test]
     fn missing_pages_end_learning_not_the_read() {
-        let (layers, resolved, merges) = (chain(), Resolved::new(), AtomicU64::new(0));
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
         let top = layers.last().unwrap();
-        found(|piece| resolved.resolve(top, &merges, ChunkNo(0), !0, piece));
+        found(|piece| resolved.resolve(top, &deep, ChunkNo(0), !0, piece));
         let lowest = layers[0].table(0).unwrap();
         while lowest.evict(0) != crate::layer::Evicted::Gone {}
         let read = |want| {
             let mut blocks = 0;
-            resolved.resolve(top, &merges, ChunkNo(0), want, |mask, _| blocks |= mask).map(|()| blocks)
+            resolved.resolve(top, &deep, ChunkNo(0), want, |mask, _| blocks |= mask).map(|()| blocks)
         };
         for _ in 0..2 {
             assert_eq!(read(0b11111), Ok(0b11111));

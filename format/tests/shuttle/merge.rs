@@ -3,10 +3,11 @@
 //! Rules: LAY-5, LAY-8, LAY-11, MAP-17 (design rules 21, 23).
 
 use pitstop_format::{Container, Error};
+use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
 use crate::explore::{pick, scenario};
-use crate::world::{FOREIGN, World, bytes, exists, in_chunk, maintain_some, put, uniform, value};
+use crate::world::{FOREIGN, World, bytes, exists, in_chunk, maintain, maintain_some, put, uniform, value};
 
 const SIZE: u64 = 1 << 20;
 
@@ -90,6 +91,49 @@ fn everybody(world: &World) {
 scenario! {
     /// rules: LAY-8, LAY-11 — what is merged shows the same bytes to everybody at every instant, after crashes too.
     a_merge_is_seen_by_nobody, prepare, everybody
+}
+
+/// Readers who remember already, merges one after another, and slabs that others use as soon as they are free.
+fn everybody_remembers(world: &World) {
+    let again = |container: &Container| ["v", "fifth"].iter().for_each(|volume| holds(container, volume));
+    (0..3).for_each(|_| again(&world.container));
+    let (command, stop) = (pick(4), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| maintain(&world.container, &stop));
+        let readers = ["v", "fifth"].map(|volume| {
+            let queue = world.queue(volume);
+            scope.spawn(move || {
+                for _ in 0..4 {
+                    let found = queue.read(in_chunk(0, 0..2)).unwrap();
+                    assert_eq!((uniform(&found[..4096]), uniform(&found[4096..])), (1, 3));
+                    assert_eq!(uniform(&queue.read(in_chunk(1, 0..1)).unwrap()), 2);
+                }
+            })
+        });
+        let other = world.queue("other");
+        let commands = scope.spawn(move || {
+            world.container.delete_volume("first").unwrap();
+            other.write(in_chunk(0, 0..1), FOREIGN).unwrap();
+            world.container.delete_volume("second").unwrap();
+            match command {
+                0 => drop(world.container.snapshot("v", "third").unwrap()),
+                1 => drop(world.container.refresh("other", "v").unwrap()),
+                2 => world.container.delete_volume("fourth").unwrap(),
+                _ => world.container.commit().unwrap(),
+            }
+            let chunks = if command == 1 { 3..4 } else { 1..4 };
+            chunks.for_each(|chunk| other.write(in_chunk(chunk, 0..1), FOREIGN).unwrap());
+        });
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        commands.join().unwrap();
+        stop.store(true, Ordering::SeqCst);
+    });
+    world.close(again);
+}
+
+scenario! {
+    /// rules: MAP-17, LAY-8, JNL-6 — nor by those who have remembered before layers left the chain and their slabs went.
+    merges_and_reuse_meet_what_is_remembered, prepare_deep, everybody_remembers
 }
 
 scenario! {
