@@ -137,7 +137,10 @@ impl Site<'_> {
                 let base = Contents::Of { base: &self.raw, format: "raw" };
                 let new = self.place.file("crowd-new.qcow2");
                 qemu_img_create(&new, "cluster_size=64k,extended_l2=on", base)?;
-                images.iter().try_for_each(|image| std::fs::copy(&new, image).map(drop))?;
+                for image in &images {
+                    remove(image)?;
+                    std::fs::copy(&new, image)?;
+                }
                 remove(&new)?;
                 Server::storage_daemon(self.place, &images, Threads::Two)
             }
