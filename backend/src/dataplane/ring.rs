@@ -63,6 +63,11 @@ impl Ring {
         tolerate(self.uring.submit_and_wait(1))
     }
 
+    /// Completions that have not been taken.
+    pub(crate) fn completions(&mut self) -> usize {
+        self.uring.completion().len()
+    }
+
     /// Takes all completions: user data and result.
     pub(crate) fn take_completions(&mut self, into: &mut Vec<(u64, i32)>) {
         into.extend(self.uring.completion().map(|entry: cqueue::Entry| (entry.user_data(), entry.result())));

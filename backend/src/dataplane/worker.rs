@@ -39,9 +39,12 @@ const BELL: u64 = u64::MAX - 1;
 const CALL: u64 = u64::MAX - 2;
 const TIMER: u64 = u64::MAX - 3;
 
-/// Most heads taken in one turn, and most bytes of data they may carry: between turns answers become visible,
-/// completions are taken and a stop is seen, whatever the guest offers.
-const MAX_TURN_HEADS: usize = 64;
+/// Most heads taken in one turn, and most bytes of data they may carry: between turns what was taken is submitted, answers
+/// become visible, completions are taken and a stop is seen, whatever the guest offers. Few, so that the storage begins
+/// with the first while the next are planned.
+const MAX_TURN_HEADS: usize = 4;
+/// The same while the storage answers within the submission, as memory does: then nothing is won by haste.
+const MAX_TURN_HEADS_AT_ONCE: usize = 16;
 const MAX_TURN_LEN: u64 = 4 << 20;
 /// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
 const MAX_TRANSFERS: usize = 4096;
@@ -159,7 +162,7 @@ impl Worker {
             }
             if worked || self.transfers.has_backlog() {
                 self.polling.worked();
-            } else if self.polling.goes_on() {
+            } else if self.tasks.len() == 0 && self.polling.goes_on() {
                 std::hint::spin_loop();
             } else {
                 self.sleep(stopping);
@@ -183,10 +186,14 @@ impl Worker {
         if !self.bell_armed {
             self.bell_armed = self.arm(self.signal.as_raw_fd(), BELL);
         }
+        // The storage's interrupt wakes a processor anyway, but a guest's request may come sooner than a wake-up lasts.
+        let waits_for_guest = self.tasks.len() == 0;
         if let Err(error) = self.transfers.ring().wait() {
             abandon(&self.name, &error);
         }
-        self.polling.slept();
+        if waits_for_guest {
+            self.polling.slept();
+        }
         if takes_heads {
             self.disable_kicks();
         }
@@ -290,7 +297,8 @@ impl Worker {
 
     fn take_heads(&mut self) -> bool {
         let (mut heads, mut len) = (0, 0);
-        while heads < MAX_TURN_HEADS && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
+        let most = if self.transfers.end_at_once() { MAX_TURN_HEADS_AT_ONCE } else { MAX_TURN_HEADS };
+        while heads < most && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
             match self.ring.pop(self.map.memory()) {
                 Ok(Some(head)) => len += self.start(head),
                 Ok(None) => break,

@@ -184,9 +184,13 @@ impl SplitRing {
         self.has_avail(mem)
     }
 
-    /// Tells the guest that kicks are not needed. With EVENT_IDX an old event index says so by itself.
+    /// Tells the guest that kicks are not needed.
     pub(crate) fn disable_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<(), RingError> {
-        if !self.event_idx {
+        if self.event_idx {
+            // An index that the guest has passed; left at the next one, a kick would come for it.
+            let place = self.used.0 + HEADER_LEN + u64::from(self.size) * USED_ELEMENT_LEN;
+            mem.store((self.next_avail - Wrapping(1)).0.to_le(), GuestAddress(place), Ordering::Relaxed)?;
+        } else {
             mem.store((VRING_USED_F_NO_NOTIFY as u16).to_le(), self.used, Ordering::Relaxed)?;
         }
         Ok(())
@@ -275,6 +279,8 @@ mod tests {
         assert!(!r.enable_kicks(&mem).unwrap());
         set(&mem, 0x1002, 1);
         assert!(r.enable_kicks(&mem).unwrap());
+        r.disable_kicks(&mem).unwrap();
+        assert_eq!(mem.read_obj::<u16>(GuestAddress(0x2004 + u64::from(SIZE) * 8)).unwrap(), u16::MAX);
         let (mem, mut r) = ring(false);
         r.disable_kicks(&mem).unwrap();
         assert_eq!(mem.read_obj::<u16>(GuestAddress(0x2000)).unwrap(), 1);
