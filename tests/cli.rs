@@ -404,6 +404,8 @@ fn names_and_sizes_that_cannot_be_are_refused() {
         ("volume create", &["new", "--size", "0"], &["0"]),
         ("volume create", &["", "--size", "1M"], &["name"]),
         ("snapshot", &["golden", "ci-1"], &["ci-1", "exists"]),
+        ("snapshot", &["--group", "golden=ci-2", "ci-1=golden"], &["golden", "exists"]),
+        ("snapshot", &["--group", "golden=ci-2", "ci-1=ci-2"], &["ci-2", "name of its own"]),
         ("rename", &["ci-1", "golden"], &["golden", "exists"]),
         ("refresh", &["ci-1", "--source", "ci-1"], &["itself"]),
         ("import", &["golden", text(&image)], &["golden", "exists"]),
@@ -450,6 +452,33 @@ fn copies_keep_their_instants_through_refreshes_between_unrelated_volumes() {
     }
     assert_eq!(&hash_of("a"), b);
     assert_eq!(&hash_of("b-second"), a);
+}
+
+// req: R17
+#[test]
+fn several_volumes_are_copied_at_one_instant_with_and_without_a_daemon() {
+    let scratch = Scratch::new("cli-group");
+    let pitstop = small_container(&scratch);
+    pitstop.run("volume create", &["log", "--size", "4M"]);
+    let check = |first: &str, second: &str| {
+        let arguments = [format!("ci-1={first}"), format!("log={second}")];
+        let copies = pitstop.json("snapshot", &["--group", &arguments[0], &arguments[1]]);
+        assert_eq!((&copies[0]["name"], &copies[1]["name"]), (&first.into(), &second.into()));
+        assert_eq!(copies[0]["origin"]["instant-unix-ns"], copies[1]["origin"]["instant-unix-ns"]);
+        let failure = pitstop.fails("snapshot", &["--group", "ci-1=new", "nobody=newer"]);
+        assert_says(&failure, &["no volume named 'nobody'"]);
+        assert_says(&pitstop.fails("info", &["new"]), &["no volume named 'new'"]);
+    };
+    check("ci-a", "log-a");
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &[]);
+    check("ci-b", "log-b");
+    daemon.stop();
+    for copy in ["ci-a", "ci-b"] {
+        let target = scratch.file("copy.raw");
+        pitstop.run("export", &[copy, text(&target), "--force"]);
+        assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
+    }
+    pitstop.assert_clean();
 }
 
 // req: R30

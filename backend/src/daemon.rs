@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pitstop_format::{Container, FileDisk, Volume, VolumeId, VolumeInfo};
+use pitstop_format::{Container, FileDisk, NewCopy, Volume, VolumeId, VolumeInfo};
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
 use crate::events::Events;
@@ -362,6 +362,11 @@ impl Daemon {
     /// Makes `new_name` a copy of `source` as it is at this instant; guests go on.
     pub(crate) fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
         Ok(self.container().snapshot(source, new_name)?)
+    }
+
+    /// Makes a copy of each source, all as they are at one instant; guests go on.
+    pub(crate) fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>> {
+        Ok(self.container().snapshot_group(copies)?)
     }
 
     /// Makes `target` a copy of `source` as it is at this instant, if no guest of `target` is harmed or it is forced.

@@ -141,6 +141,23 @@ pub enum Error {
         /// Layers that may change at once.
         most: usize,
     },
+    /// Two copies of a group are to have one name.
+    #[error("two copies of the group are to be named '{name}'; give each a name of its own")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// More copies at one instant than the journal can hold.
+    #[error(
+        "{copies} copies are too many for one instant: this container's journal can take {most} at once; make smaller \
+         groups, or use a container with a larger journal"
+    )]
+    TooManyCopies {
+        /// Copies asked for.
+        copies: usize,
+        /// Copies that may be made at once.
+        most: usize,
+    },
     /// The journal had to be emptied during every try to check the container.
     #[error(
         "container is too busy to be checked: its journal filled up during each of {tries} tries; try again when less is \

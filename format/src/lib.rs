@@ -22,8 +22,8 @@ mod units;
 mod volume;
 
 pub use container::{
-    Container, ContainerInfo, CreateOptions, Flush, FlushStep, JournalAppend, LayerInfo, Maintained, OpenMode, Origin,
-    PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
+    Container, ContainerInfo, CreateOptions, Flush, FlushStep, JournalAppend, LayerInfo, Maintained, NewCopy, OpenMode,
+    Origin, PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use pitstop_format::NewCopy;
 
 use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
@@ -135,14 +136,30 @@ enum Verb {
     /// Make a volume that is a point-in-time copy of another, at once
     ///
     /// Nothing is copied; both can be written at any time. Guests that use the source go on.
-    #[command(after_help = "Example:\n  pitstop snapshot disks.pit golden ci-1")]
+    ///
+    /// With --group, several volumes are copied at one instant: what the copies show together is what all the volumes
+    /// showed at one moment, as after a power failure. After a crash all of the copies are there or none.
+    #[command(after_help = "Examples:\n  \
+        pitstop snapshot disks.pit golden ci-1\n  \
+        pitstop snapshot disks.pit --group db=db-monday log=log-monday")]
     Snapshot {
         /// The container
         container: PathBuf,
         /// The volume to copy
-        source: String,
+        #[arg(required_unless_present = "group")]
+        source: Option<String>,
         /// Name of the copy
-        new_name: String,
+        #[arg(required_unless_present = "group")]
+        new_name: Option<String>,
+        /// Copy each SOURCE to a new volume NAME, all at one instant
+        #[arg(
+            long,
+            value_name = "SOURCE=NAME",
+            num_args = 1..,
+            value_parser = verbs::snapshot::parse_copy,
+            conflicts_with_all = ["source", "new_name"],
+        )]
+        group: Vec<NewCopy>,
         #[command(flatten)]
         show: Show,
     },
@@ -272,8 +289,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let VolumeArgs { container, name } = &volume;
             verbs::export::run(&Export { path: container, name, file: &file, format, overwrite })?;
         }
-        Verb::Snapshot { container, source, new_name, show } => {
+        Verb::Snapshot { container, source: Some(source), new_name: Some(new_name), show, .. } => {
             verbs::snapshot::run(&container, &source, &new_name, show.output)?;
+        }
+        Verb::Snapshot { container, group, show, .. } => {
+            verbs::snapshot::run_group(&container, &group, show.output)?;
         }
         Verb::Refresh { volume, source, force, show } => {
             let connected = if force { Connected::Force } else { Connected::Spare };

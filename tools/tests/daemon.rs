@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::Pit;
-use pitstop_format::{Container, FileDisk, Holder, OpenMode};
+use pitstop_format::{Container, FileDisk, Holder, NewCopy, OpenMode};
 use serde_json::{Value, json};
 
 /// Holds the container of a [`Pit`] and answers on a socket.
@@ -92,6 +92,14 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         "x-pitstop-snapshot" => {
             json!({ "volume": container.snapshot(text("source"), text("name")).map_err(failed)?, "elapsed-us": 7 })
         }
+        "transaction" => {
+            let actions = arguments["actions"].as_array().unwrap();
+            assert!(actions.iter().all(|action| action["type"] == "x-pitstop-snapshot"));
+            let text = |action: &Value, name: &str| action["data"][name].as_str().unwrap().to_owned();
+            let copy = |action| NewCopy { source: text(action, "source"), name: text(action, "name") };
+            let copies: Vec<_> = actions.iter().map(copy).collect();
+            json!({ "x-pitstop-volumes": container.snapshot_group(&copies).map_err(failed)? })
+        }
         "x-pitstop-refresh" if text("name") == "busy" && arguments["force"] != true => {
             return Err((
                 "GenericError",
@@ -112,6 +120,8 @@ fn every_verb_works_through_a_daemon_as_it_does_without() {
     assert_eq!(pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]), "golden: 8 MiB\n");
     let line = pit.ok(&["snapshot", "disks.pit", "golden", "ci-1"]);
     assert!(line.starts_with("ci-1: 8 MiB, copy of golden as of 20"), "{line}");
+    let lines = pit.ok(&["snapshot", "disks.pit", "--group", "golden=ci-2", "ci-1=ci-3"]);
+    assert!(lines.starts_with("ci-2: 8 MiB, copy of golden as of 20") && lines.contains("\nci-3: "), "{lines}");
     pit.ok(&["volume", "create", "disks.pit", "scratch", "--size", "4M"]);
     pit.ok(&["rename", "disks.pit", "scratch", "other"]);
     pit.ok(&["refresh", "disks.pit", "other", "--source", "golden"]);

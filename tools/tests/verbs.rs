@@ -49,6 +49,40 @@ fn a_snapshot_is_a_copy_and_a_refresh_makes_one() {
     assert_eq!(tree.as_array().unwrap().len(), 1);
 }
 
+// req: R17
+#[test]
+fn a_group_is_copied_at_one_instant() {
+    let pit = Pit::new();
+    for name in ["db", "log"] {
+        pit.ok(&["volume", "create", "disks.pit", name, "--size", "8M"]);
+    }
+    let lines = pit.ok(&["snapshot", "disks.pit", "--group", "db=db-1", "log=log-1"]);
+    let instants: Vec<_> = lines.lines().map(|line| line.split(" as of ").nth(1).unwrap()).collect();
+    assert!(instants.len() == 2 && instants[0] == instants[1], "{lines}");
+    let copies = pit.json(&["snapshot", "disks.pit", "--group", "log=log-2", "db=db-2"]);
+    assert_eq!((&copies[0]["name"], &copies[1]["origin"]["name"]), (&"log-2".into(), &"db".into()));
+    assert_eq!(copies[0]["origin"]["instant-unix-ns"], copies[1]["origin"]["instant-unix-ns"]);
+    let names = pit.names();
+    for (pairs, words) in [
+        (["db=db-3", "nope=x"], "no volume named 'nope'"),
+        (["db=db-3", "log=db-1"], "exists already"),
+        (["db=x", "log=x"], "give each a name of its own"),
+    ] {
+        let message = pit.fails(&["snapshot", "disks.pit", "--group", pairs[0], pairs[1]]);
+        assert!(message.contains(words), "{message}");
+    }
+    for (arguments, words) in [
+        (&["db"][..], "<NEW_NAME>"),
+        (&["db", "x", "--group", "log=y"], "cannot be used with"),
+        (&["--group", "db=db-3", "log"], "as in golden=golden-1"),
+    ] {
+        let output = pit.run(&[&["snapshot", "disks.pit"], arguments].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && text.contains(words), "{arguments:?}: {text}");
+    }
+    assert_eq!(pit.names(), names);
+}
+
 #[test]
 fn info_shows_the_container_and_a_volume() {
     let pit = Pit::new();

@@ -86,6 +86,21 @@ impl Args {
         }
     }
 
+    /// An object that may be there; finish it too.
+    pub(super) fn optional_object(&mut self, name: &str) -> Result<Option<Args>, Failure> {
+        if self.members.contains_key(name) { self.object(name).map(Some) } else { Ok(None) }
+    }
+
+    /// An array of objects that must be there; finish each.
+    pub(super) fn objects(&mut self, name: &str) -> Result<Vec<Args>, Failure> {
+        let values = self.optional_array(name)?.ok_or_else(|| self.missing(name))?;
+        let object = |(index, value)| match value {
+            Value::Object(members) => Ok(Args { members, prefix: format!("{}{name}[{index}].", self.prefix) }),
+            _ => Err(self.ill_typed(&format!("{name}[{index}]"), "object")),
+        };
+        values.into_iter().enumerate().map(object).collect()
+    }
+
     /// An array that may be there.
     pub(super) fn optional_array(&mut self, name: &str) -> Result<Option<Vec<Value>>, Failure> {
         match self.members.remove(name) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use pitstop_format::{Error as FormatError, VolumeInfo};
+use pitstop_format::{Error as FormatError, NewCopy, VolumeInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 16] = [
+const COMMANDS: [(&str, Handler); 17] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("qmp_capabilities", already_negotiated),
@@ -55,6 +55,7 @@ const COMMANDS: [(&str, Handler); 16] = [
     ("query-commands", query_commands),
     ("query-version", query_version),
     ("quit", quit),
+    ("transaction", transaction),
     ("x-pitstop-check", check),
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
@@ -288,6 +289,31 @@ fn snapshot(context: &Context, mut args: Args) -> Result<Done, Failure> {
     Ok(Done::Return(result))
 }
 
+/// The only actions that can be carried out together are snapshots: all at one instant (CTL-56).
+fn transaction(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let mut copies = Vec::new();
+    for mut action in args.objects("actions")? {
+        action.choice("type", &[("x-pitstop-snapshot", ())])?;
+        let mut data = action.object("data")?;
+        copies.push(NewCopy { source: data.string("source")?, name: data.string("name")? });
+        data.finish()?;
+        action.finish()?;
+    }
+    if let Some(mut properties) = args.optional_object("properties")? {
+        // No action starts a job, so both words mean the same.
+        properties.optional_choice("completion-mode", &[("individual", ()), ("grouped", ())])?;
+        properties.finish()?;
+    }
+    args.finish()?;
+    let started = Instant::now();
+    let volumes = context.target.snapshot_group(&copies).map_err(as_typed)?;
+    let elapsed_us = elapsed_us(started);
+    for (volume, copy) in volumes.iter().zip(&copies) {
+        context.hub.broadcast("X_PITSTOP_VOLUME_CREATED", json!({"name": volume.name, "source": copy.source}));
+    }
+    Ok(Done::Return(json!({"x-pitstop-volumes": to_value(&volumes)?, "x-pitstop-elapsed-us": elapsed_us})))
+}
+
 fn refresh(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let source = args.string("source")?;
@@ -303,8 +329,11 @@ fn refresh(context: &Context, mut args: Args) -> Result<Done, Failure> {
 
 /// The result of a point-in-time command: the volume as it is now, and how long the daemon took.
 fn timed(volume: &VolumeInfo, started: Instant) -> Result<Value, Failure> {
-    let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(json!({"volume": to_value(volume)?, "elapsed-us": elapsed_us}))
+    Ok(json!({"volume": to_value(volume)?, "elapsed-us": elapsed_us(started)}))
+}
+
+fn elapsed_us(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn nothing() -> Done {

@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::Receiver;
 
-use pitstop_format::{Container, VolumeInfo};
+use pitstop_format::{Container, NewCopy, VolumeInfo};
 
 use crate::config::ExportConfig;
 use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
@@ -51,6 +51,8 @@ pub(crate) trait Target: Send + Sync {
     fn rename_volume(&self, name: &str, new_name: &str) -> Result<()>;
     /// Makes a new volume that is a copy of `source` as it is now.
     fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo>;
+    /// Makes a copy of each source, all as they are at one instant.
+    fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>>;
     /// Makes `target` a copy of `source` as it is now.
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo>;
     /// Asks the daemon to end; returns at once, and [`Event::Shutdown`] goes to the subscribers.
@@ -112,6 +114,10 @@ impl Target for Daemon {
 
     fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
         Ok(self.snapshot(source, new_name)?)
+    }
+
+    fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>> {
+        Ok(self.snapshot_group(copies)?)
     }
 
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {

@@ -5,6 +5,7 @@
 //! Does not: perform data I/O (plans are carried out by the caller), nor know sockets or threads.
 
 mod checkpoint;
+mod copies;
 mod create;
 pub(crate) mod flush;
 mod hold;
@@ -22,12 +23,12 @@ use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use info::{ContainerInfo, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
-pub use ops::PendingCopy;
 
 use crate::alloc::Grace;
 use crate::disk::Disk;

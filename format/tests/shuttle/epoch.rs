@@ -1,8 +1,8 @@
 //! The instant of a copy against writes on several queues.
 //!
-//! Rules: SNP-1, SNP-2, LAY-11 (design rules 18, 19).
+//! Rules: SNP-1, SNP-2, SNP-20, SNP-21, SNP-22, LAY-11 (design rules 18, 19).
 
-use pitstop_format::Container;
+use pitstop_format::{Container, NewCopy};
 use shuttle::sync::mpsc;
 use shuttle::thread;
 
@@ -146,4 +146,60 @@ fn two_copies_and_a_writer(world: &World) {
 scenario! {
     /// rules: SNP-1, VOL-12 — two copies at once are two instants of their source.
     two_copies_at_once_are_two_instants, prepare, two_copies_and_a_writer
+}
+
+fn prepare_two(container: &Container) {
+    prepare(container);
+    put(container, "target", in_chunk(1, 0..1), 1);
+    put(container, "target", in_chunk(0, 0..1), 1);
+}
+
+/// A is written on one volume and queue, and once that is acknowledged, B on another volume, whose copy comes first or
+/// second; on a third queue a write that nobody waits for.
+fn two_volumes_and_a_group(world: &World) {
+    let (a, b) = (pick(4), pick(4));
+    let [(first, of_first), (second, of_second)] = {
+        let both = [("v", "copy1"), ("target", "copy2")];
+        if pick(2) == 0 { both } else { [both[1], both[0]] }
+    };
+    let group = [("v", "copy1"), ("target", "copy2")]
+        .map(|(source, name)| NewCopy { source: source.to_owned(), name: name.to_owned() });
+    let is_an_instant = |container: &Container| {
+        let at = |copy, chunk| value(container, copy, in_chunk(chunk, 0..1));
+        let found = (at(of_first, a), at(of_second, b));
+        let allowed = [(before(a), before(b)), (2, before(b)), (2, 2)];
+        assert!(allowed.contains(&found), "{of_first} and {of_second} show {found:?} at {a}, {b}");
+    };
+    thread::scope(|scope| {
+        let (queue, other) = (world.queue(first), world.queue(second));
+        let (acknowledge, acknowledged) = mpsc::channel();
+        scope.spawn(move || {
+            queue.write(in_chunk(a, 0..1), 2).unwrap();
+            acknowledge.send(()).unwrap();
+        });
+        scope.spawn(move || {
+            acknowledged.recv().unwrap();
+            other.write(in_chunk(b, 0..1), 2).unwrap();
+        });
+        let queue = world.queue(second);
+        scope.spawn(move || queue.write(in_chunk(1, 8..9), 3).unwrap());
+        scope.spawn(|| {
+            world.container.snapshot_group(&group).unwrap();
+            world.promise(1);
+            is_an_instant(&world.container);
+        });
+    });
+    world.crash(|container, promises| {
+        let there = ["copy1", "copy2"].map(|name| exists(container, name));
+        assert!(there[0] == there[1] && (there[0] || !promises.contains(&1)), "{there:?} of a group");
+        if there[0] {
+            is_an_instant(container);
+        }
+    });
+    world.close(is_an_instant);
+}
+
+scenario! {
+    /// rules: SNP-20, SNP-21, SNP-22 — B in its copy means that A is in the other, and a crash leaves both copies or none.
+    a_group_never_has_the_second_of_two_writes_alone, prepare_two, two_volumes_and_a_group
 }

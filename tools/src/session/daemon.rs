@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pitstop_format::Holder;
+use pitstop_format::{Holder, NewCopy};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -130,6 +130,14 @@ impl Session for Daemon {
 
     fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView> {
         self.ask_volume("x-pitstop-snapshot", json!({ "source": source, "name": new_name }))
+    }
+
+    fn snapshot_group(&mut self, copies: &[NewCopy]) -> Result<Vec<VolumeView>> {
+        let action = |NewCopy { source, name }: &NewCopy| json!({ "type": "x-pitstop-snapshot", "data": { "source": source, "name": name } });
+        let actions: Vec<_> = copies.iter().map(action).collect();
+        let mut answer = self.tell("transaction", json!({ "actions": actions }))?;
+        let volumes = answer.get_mut("x-pitstop-volumes").map(Value::take).unwrap_or_default();
+        self.understand("transaction", volumes)
     }
 
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView> {

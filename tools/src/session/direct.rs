@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, FileDisk, Holder, Maintained};
+use pitstop_format::{Container, FileDisk, Holder, Maintained, NewCopy};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -95,6 +95,10 @@ impl Session for Direct {
 
     fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView> {
         view(&self.container.snapshot(source, new_name).map_err(self.failed())?)
+    }
+
+    fn snapshot_group(&mut self, copies: &[NewCopy]) -> Result<Vec<VolumeView>> {
+        view(&self.container.snapshot_group(copies).map_err(self.failed())?)
     }
 
     fn refresh(&mut self, name: &str, source: &str, _connected: Connected) -> Result<VolumeView> {

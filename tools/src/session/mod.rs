@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{FileDisk, Holder, OpenMode, check, holder_of};
+use pitstop_format::{FileDisk, Holder, NewCopy, OpenMode, check, holder_of};
 
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
@@ -59,6 +59,8 @@ pub(crate) trait Session {
     fn rename_volume(&mut self, name: &str, new_name: &str) -> Result<()>;
     /// Makes `new_name` a point-in-time copy of `source`.
     fn snapshot(&mut self, source: &str, new_name: &str) -> Result<VolumeView>;
+    /// Makes a copy of each source, all as they are at one instant.
+    fn snapshot_group(&mut self, copies: &[NewCopy]) -> Result<Vec<VolumeView>>;
     /// Makes the existing volume `name` a point-in-time copy of `source`.
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView>;
     /// Who serves the container, when it is not this program.

@@ -162,6 +162,7 @@ fn every_command_refuses_an_unexpected_argument() {
             "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
             "x-pitstop-volume-delete" => json!({"name": "golden"}),
+            "transaction" => json!({"actions": []}),
             "x-pitstop-volume-rename" => json!({"name": "golden", "new-name": "n"}),
             _ => json!({}),
         };
@@ -282,6 +283,72 @@ fn snapshot_and_refresh_return_volume_and_time() {
         assert_eq!(result["volume"]["origin"]["name"], "golden");
         assert!(result["elapsed-us"].is_u64(), "{result}");
     }
+}
+
+fn action(source: &str, name: &str) -> Value {
+    json!({"type": "x-pitstop-snapshot", "data": {"source": source, "name": name}})
+}
+
+/// CTL-56, CTL-57
+#[test]
+fn a_transaction_makes_all_copies_at_one_instant_or_none() {
+    let bench = Bench::new();
+    bench.run("x-pitstop-volume-create", json!({"name": "data", "size": 1 << 20})).unwrap();
+    let actions = json!([action("golden", "g-1"), action("data", "d-1")]);
+    let result = bench.run("transaction", json!({"actions": actions})).unwrap();
+    let volumes = result["x-pitstop-volumes"].as_array().unwrap();
+    assert_eq!((&volumes[0]["name"], &volumes[1]["name"]), (&json!("g-1"), &json!("d-1")));
+    assert_eq!(volumes[0]["origin"]["instant-unix-ns"], volumes[1]["origin"]["instant-unix-ns"]);
+    assert!(result["x-pitstop-elapsed-us"].is_u64(), "{result}");
+    assert_eq!(bench.volume_names(), ["d-1", "data", "g-1", "golden"]);
+    for mode in ["individual", "grouped"] {
+        let properties = json!({"actions": [action("golden", mode)], "properties": {"completion-mode": mode}});
+        assert!(bench.run("transaction", properties).is_ok());
+    }
+    let before = bench.volume_names();
+    let failure = bench.fails("transaction", json!({"actions": [action("golden", "g-2"), action("nope", "n-2")]}));
+    assert_eq!(failure.class, ErrorClass::DeviceNotFound);
+    let failure = bench.fails("transaction", json!({"actions": [action("golden", "g-2"), action("data", "d-1")]}));
+    assert!(failure.desc.contains("exists already"), "{failure:?}");
+    let failure = bench.fails("transaction", json!({"actions": [action("golden", "g-2"), action("data", "g-2")]}));
+    assert!(failure.desc.contains("a name of its own"), "{failure:?}");
+    assert_eq!(bench.volume_names(), before);
+    assert!(bench.run("transaction", json!({"actions": []})).is_ok(), "as QEMU does");
+}
+
+/// CTL-17, CTL-57: the texts are those of qemu-storage-daemon 10.0.
+#[test]
+fn a_transaction_of_other_actions_is_refused() {
+    let bench = Bench::new();
+    let good = action("golden", "g");
+    for (arguments, desc) in [
+        (json!({}), "Parameter 'actions' is missing"),
+        (json!({"actions": {}}), "Invalid parameter type for 'actions', expected: array"),
+        (json!({"actions": [good, 1]}), "Invalid parameter type for 'actions[1]', expected: object"),
+        (json!({"actions": [{}]}), "Parameter 'actions[0].type' is missing"),
+        (json!({"actions": [{"type": "x-pitstop-snapshot"}]}), "Parameter 'actions[0].data' is missing"),
+        (
+            json!({"actions": [good, {"type": "blockdev-backup", "data": {}}]}),
+            "Parameter 'actions[1].type' does not accept value 'blockdev-backup'",
+        ),
+        (
+            json!({"actions": [with(good.clone(), json!({"data": {"source": "golden"}}))]}),
+            "Parameter 'actions[0].data.name' is missing",
+        ),
+        (
+            json!({"actions": [with(good.clone(), json!({"data": {"source": 1, "name": "g"}}))]}),
+            "Invalid parameter type for 'actions[0].data.source', expected: string",
+        ),
+        (json!({"actions": [with(good.clone(), json!({"zz": 1}))]}), "Parameter 'actions[0].zz' is unexpected"),
+        (
+            json!({"actions": [], "properties": {"completion-mode": "x"}}),
+            "Parameter 'properties.completion-mode' does not accept value 'x'",
+        ),
+        (json!({"actions": [], "properties": {"zz": "x"}}), "Parameter 'properties.zz' is unexpected"),
+    ] {
+        assert_eq!(bench.fails("transaction", arguments), Failure::generic(desc));
+    }
+    assert_eq!(bench.volume_names(), ["golden"]);
 }
 
 /// CTL-42

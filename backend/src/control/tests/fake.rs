@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 
-use pitstop_format::{Container, CreateOptions, FileDisk, OpenMode, VolumeInfo};
+use pitstop_format::{Container, CreateOptions, FileDisk, NewCopy, OpenMode, VolumeInfo};
 
 use super::target::{Refusal, RefusalKind, Result, Target};
 use crate::config::{Access, ExportConfig};
@@ -152,6 +152,10 @@ impl Target for FakeTarget {
         drop(held);
         assert_ne!(source, "panic", "the test asked for a panic");
         Ok(self.container.snapshot(source, new_name).map_err(DaemonError::from)?)
+    }
+
+    fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>> {
+        Ok(self.container.snapshot_group(copies).map_err(DaemonError::from)?)
     }
 
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {

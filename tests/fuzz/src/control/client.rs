@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, OpenMode, VolumeInfo};
+use pitstop_format::{Container, CreateOptions, NewCopy, OpenMode, VolumeInfo};
 
 use super::commands::Context;
 use super::hub::Hub;
@@ -109,6 +109,10 @@ impl Target for Listed {
 
     fn snapshot(&self, source: &str, new_name: &str) -> TargetResult<VolumeInfo> {
         refused(self.container.snapshot(source, new_name))
+    }
+
+    fn snapshot_group(&self, copies: &[NewCopy]) -> TargetResult<Vec<VolumeInfo>> {
+        refused(self.container.snapshot_group(copies))
     }
 
     fn refresh(&self, target: &str, source: &str, _: WhenConnected) -> TargetResult<VolumeInfo> {

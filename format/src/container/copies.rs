@@ -1,0 +1,264 @@
+//! Snapshot and refresh: sources frozen at one instant become the parents of new heads.
+//!
+//! Invariant: the instant is when the heads are switched, of a group all at once (SNP-21); targets change when the frozen
+//! layers are sealed, and durably so only when those are durable (SNP-2). Nobody's requests are waited for but by the
+//! command itself (SNP-11). Does not: copy data.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::ops::{add_head, check_volume_name};
+use super::state::State;
+use super::{Container, Signal, VolumeInfo, now_ns};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layout::slot::{LayerKind, OriginRecord, PER_PAGE, VolumeRecord};
+use crate::units::VolumeId;
+use crate::volume::VolumeCore;
+
+/// A copy to be made of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCopy {
+    /// The volume to copy.
+    pub source: String,
+    /// Name of the copy.
+    pub name: String,
+}
+
+/// Sources frozen at one instant, on their way to become other volumes' parents.
+#[derive(Debug)]
+#[must_use = "nothing is copied until the operation is finished"]
+pub struct PendingCopy {
+    container: Container,
+    copies: Vec<Frozen>,
+}
+
+/// A source as it is at the instant, and who is to get it.
+#[derive(Debug)]
+struct Frozen {
+    layer: Option<Arc<Layer>>,
+    origin: OriginRecord,
+    size: u64,
+    target: CopyTarget,
+}
+
+#[derive(Debug, Clone)]
+enum CopyTarget {
+    New(String),
+    Existing(String),
+}
+
+impl PendingCopy {
+    /// Whether the writes that were under way at the instant have ended; [`PendingCopy::finish`] waits for that.
+    pub fn is_sealed(&self) -> bool {
+        self.layers().all(|layer| layer.is_drained())
+    }
+
+    /// Finishes a copy of one volume, as [`PendingCopy::finish_all`].
+    pub fn finish(self) -> Result<VolumeInfo> {
+        Ok(self.finish_all()?.swap_remove(0))
+    }
+
+    /// Waits for the writes of before the instant, makes them durable, then switches the targets, all in one batch
+    /// (SNP-2, SNP-22).
+    pub fn finish_all(self) -> Result<Vec<VolumeInfo>> {
+        for layer in self.layers() {
+            self.container.shared.signal.wait_drained(layer);
+        }
+        // The frozen layers' entries before anything that lets the targets show them.
+        self.container.commit()?;
+        let ids = self.publish()?;
+        self.container.commit()?;
+        ids.into_iter().map(|id| self.container.volume_info(id)).collect()
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        self.copies.iter().filter_map(|copy| copy.layer.as_ref())
+    }
+
+    /// Gives every target its head: in one batch, because the lock is held throughout (SNP-22).
+    fn publish(&self) -> Result<Vec<VolumeId>> {
+        let slots = self.copies.iter().map(|copy| copy.target.slots()).sum();
+        let signal = &self.container.shared.signal;
+        let mut state = self.container.lock_with_slots(slots)?;
+        for copy in &self.copies {
+            copy.check(&state)?;
+        }
+        let publish = |copy: &Frozen| match &copy.target {
+            CopyTarget::New(name) => copy.publish_new(&mut state, name, signal),
+            CopyTarget::Existing(name) => copy.publish_over(&mut state, name, signal),
+        };
+        Ok(self.copies.iter().map(publish).collect())
+    }
+}
+
+impl CopyTarget {
+    /// Catalog slots that it takes: a head's, and a new volume's.
+    fn slots(&self) -> usize {
+        match self {
+            Self::New(_) => 2,
+            Self::Existing(_) => 1,
+        }
+    }
+}
+
+impl Frozen {
+    /// Refuses what cannot be published, before any target has changed.
+    fn check(&self, state: &State) -> Result<()> {
+        // A merge may have joined other layers into it, never removed it: it is not the parent side of any merge
+        // while the source's head or a pending copy stands on it.
+        if self.layer.as_ref().is_some_and(|layer| !state.layers.contains_key(&layer.id)) {
+            return Err(Error::NoSuchVolume { name: self.origin.name.clone() });
+        }
+        match &self.target {
+            CopyTarget::New(name) if state.names.contains_key(name) => Err(Error::VolumeExists { name: name.clone() }),
+            CopyTarget::New(_) => Ok(()),
+            CopyTarget::Existing(name) => state.check_let_go(state.volume_id(name)?),
+        }
+    }
+
+    fn publish_new(&self, state: &mut State, name: &str, signal: &Arc<Signal>) -> VolumeId {
+        let head = add_head(state, self.layer.clone(), self.size);
+        let id = VolumeId(state.next_id());
+        let record = VolumeRecord {
+            id,
+            uuid: Uuid::new_v4(),
+            name: name.to_owned(),
+            size: self.size,
+            head: head.id,
+            created_ns: now_ns(),
+            origin: Some(self.origin.clone()),
+        };
+        let core = Arc::new(VolumeCore::new(&record, head, signal.clone()));
+        state.add_volume(record, core);
+        id
+    }
+
+    fn publish_over(&self, state: &mut State, name: &str, signal: &Arc<Signal>) -> VolumeId {
+        let id = state.names[name];
+        let head = add_head(state, self.layer.clone(), self.size);
+        let old = state.volume_record(id).head;
+        state.update_volume(id, |record| {
+            record.head = head.id;
+            record.size = self.size;
+            record.origin = Some(self.origin.clone());
+        });
+        let core = state.volumes[&id].clone();
+        core.switch(head, signal.clone());
+        core.touch(state);
+        state.let_go(old, id);
+        id
+    }
+}
+
+impl State {
+    /// Refuses a group of copies that is too large for one batch, before anything has changed (SNP-23).
+    fn check_group(&self, copies: usize) -> Result<()> {
+        // The batch that freezes changes more slots than the one that publishes: the source's, its frozen layer's, its
+        // new head's; a page of new slots may come with either.
+        let most = (self.most_slots() - PER_PAGE as usize) / 3;
+        if copies > most { Err(Error::TooManyCopies { copies, most }) } else { Ok(()) }
+    }
+
+    /// Freezes a volume's head, or takes its parent if the head was never written (SNP-4).
+    fn freeze(&mut self, id: VolumeId, instant_ns: i64, signal: &Arc<Signal>) -> Option<Arc<Layer>> {
+        let core = self.volumes[&id].clone();
+        let head = core.head();
+        if head.is_untouched() {
+            return head.parent();
+        }
+        self.update_layer(head.id, |record| {
+            record.kind = LayerKind::Frozen;
+            record.owner = Some(id);
+            record.frozen_ns = instant_ns;
+        });
+        let new_head = add_head(self, Some(head.clone()), head.size);
+        self.update_volume(id, |record| record.head = new_head.id);
+        core.switch(new_head, signal.clone());
+        core.touch(self);
+        Some(head)
+    }
+}
+
+impl Container {
+    /// Makes `new_name` a point-in-time copy of `source`, as it is at this instant.
+    pub fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
+        let _control = super::lock(&self.shared.control);
+        self.begin_snapshot(source, new_name)?.finish()
+    }
+
+    /// Makes `target` a point-in-time copy of `source`, as it is at this instant; the target's old contents are given up.
+    ///
+    /// Copies made of the target before keep its old contents. The target takes the source's size.
+    pub fn refresh(&self, target: &str, source: &str) -> Result<VolumeInfo> {
+        let _control = super::lock(&self.shared.control);
+        let info = self.begin_refresh(target, source)?.finish()?;
+        self.shared.call_for_work();
+        Ok(info)
+    }
+
+    /// Makes a copy of each source, all as they are at one instant (SNP-20); after a crash all are there or none.
+    ///
+    /// Errors: as [`Container::snapshot`], [`Error::SameName`], [`Error::TooManyCopies`]; nothing has changed then.
+    pub fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>> {
+        let _control = super::lock(&self.shared.control);
+        self.begin_snapshot_group(copies)?.finish_all()
+    }
+
+    /// The first half of [`Container::snapshot`]: fixes the instant. For tests that hold writes under way; the caller
+    /// runs no other control operation before it is finished.
+    #[doc(hidden)]
+    pub fn begin_snapshot(&self, source: &str, new_name: &str) -> Result<PendingCopy> {
+        self.begin_snapshot_group(&[NewCopy { source: source.to_owned(), name: new_name.to_owned() }])
+    }
+
+    /// The first half of [`Container::snapshot_group`], as [`Container::begin_snapshot`].
+    #[doc(hidden)]
+    pub fn begin_snapshot_group(&self, copies: &[NewCopy]) -> Result<PendingCopy> {
+        let mut names = HashSet::new();
+        for NewCopy { name, .. } in copies {
+            check_volume_name(name)?;
+            if !names.insert(name) {
+                return Err(Error::SameName { name: name.clone() });
+            }
+            if self.shared.lock().names.contains_key(name) {
+                return Err(Error::VolumeExists { name: name.clone() });
+            }
+        }
+        let sources: Vec<_> = copies.iter().map(|copy| copy.source.as_str()).collect();
+        self.begin_copies(&sources, copies.iter().map(|copy| CopyTarget::New(copy.name.clone())))
+    }
+
+    /// The first half of [`Container::refresh`], as [`Container::begin_snapshot`].
+    #[doc(hidden)]
+    pub fn begin_refresh(&self, target: &str, source: &str) -> Result<PendingCopy> {
+        self.shared.lock().volume_id(target)?;
+        if target == source {
+            return Err(Error::SameVolume { name: source.to_owned() });
+        }
+        self.begin_copies(&[source], [CopyTarget::Existing(target.to_owned())])
+    }
+
+    /// Freezes the sources at one instant: the engine lock is held until all heads are switched, and nobody plans a
+    /// write to a new head, which has no block yet, without it (SNP-21).
+    fn begin_copies(&self, sources: &[&str], targets: impl IntoIterator<Item = CopyTarget>) -> Result<PendingCopy> {
+        self.shared.check_open()?;
+        let ids = {
+            let state = self.shared.lock();
+            state.check_group(sources.len())?;
+            sources.iter().map(|source| state.volume_id(source)).collect::<Result<Vec<_>>>()?
+        };
+        let mut state = self.lock_with_slots(ids.len())?;
+        let instant_ns = now_ns();
+        let freeze = |(&id, target): (&VolumeId, _)| {
+            let layer = state.freeze(id, instant_ns, &self.shared.signal);
+            let record = state.volume_record(id);
+            let origin = OriginRecord { volume: id, uuid: record.uuid, instant_ns, name: record.name.clone() };
+            Frozen { layer, origin, size: record.size, target }
+        };
+        let copies = ids.iter().zip(targets).map(freeze).collect();
+        Ok(PendingCopy { container: self.clone(), copies })
+    }
+}
