@@ -454,7 +454,31 @@ fn copies_keep_their_instants_through_refreshes_between_unrelated_volumes() {
     assert_eq!(&hash_of("b-second"), a);
 }
 
-// req: R17
+// req: R17; rules: SNP-24, SNP-26
+#[test]
+fn a_history_goes_on_beside_a_copy_in_use() {
+    let scratch = Scratch::new("cli-history");
+    let pitstop = small_container(&scratch);
+    let rotate = ["golden", "--rotate", "day", "--keep", "2"];
+    let name_of = |rotated: &serde_json::Value| rotated["volume"]["name"].as_str().unwrap().to_owned();
+    let first = name_of(&pitstop.json("snapshot", &rotate));
+    let second = name_of(&pitstop.json("snapshot", &rotate));
+    let exports = [Export::read_only(&first, scratch.socket("first"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    assert_says(&pitstop.fails("snapshot", &rotate), &["has been made", &first, "could not be deleted"]);
+    let third = name_of(&pitstop.json("snapshot", &["ci-1", "--rotate", "day", "--keep", "1"]));
+    assert_says(&pitstop.fails("snapshot", &rotate), &[&first]);
+    assert_says(&pitstop.fails("info", &[&second]), &["no volume named"]);
+    daemon.stop();
+    let rotated = pitstop.json("snapshot", &rotate);
+    assert_eq!(rotated["deleted"][0], first.as_str());
+    assert_eq!(rotated["deleted"].as_array().unwrap().len(), 2);
+    pitstop.run("info", &[&third]);
+    pitstop.run("info", &["ci-1"]);
+    pitstop.assert_clean();
+}
+
+// req: R2
 #[test]
 fn several_volumes_are_copied_at_one_instant_with_and_without_a_daemon() {
     let scratch = Scratch::new("cli-group");

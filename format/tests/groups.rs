@@ -1,7 +1,7 @@
 //! Copies of several volumes at one instant: no order of writes across volumes and queues is inverted, and a crash leaves
 //! all copies or none.
 //!
-//! req: R2, R4, R17. Rules: SNP-20 to SNP-23.
+//! req: R2, R4. Rules: SNP-20 to SNP-23.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -164,6 +164,20 @@ pub(crate) enum Error {
         /// The name asked for.
         name: String,
     },
+    /// A rotation has made its copy, but an old one is still there.
+    #[error(
+        "{} has been made, but the old copy {} could not be deleted and stays: {source}; the next rotation tries again",
+        printable(.made),
+        printable(.old)
+    )]
+    NotRotated {
+        /// The new copy.
+        made: String,
+        /// The first that should have been deleted.
+        old: String,
+        /// Why it was not.
+        source: Box<Error>,
+    },
     /// A container is repaired only while nobody uses it.
     #[error(
         "{} is held by {holder} and cannot be repaired while that runs; stop it first (SIGTERM), then run this again",

@@ -31,6 +31,7 @@ use crate::session::Connected;
 use crate::verbs::check::{Repair, Task};
 use crate::verbs::export::Export;
 use crate::verbs::import::Import;
+use crate::verbs::rotate::History;
 
 /// Work with Pitstop containers: files that hold many virtual disks, their snapshots and copies.
 ///
@@ -139,9 +140,14 @@ enum Verb {
     ///
     /// With --group, several volumes are copied at one instant: what the copies show together is what all the volumes
     /// showed at one moment, as after a power failure. After a crash all of the copies are there or none.
+    ///
+    /// With --rotate, the copies are the volume's history: each is named PREFIX and the time in UTC, as in
+    /// daily-20251121T150220.123Z, and the oldest of the volume's copies with such names are deleted, so that --keep of
+    /// them stay. A copy with another name is never deleted: rename one to keep it.
     #[command(after_help = "Examples:\n  \
         pitstop snapshot disks.pit golden ci-1\n  \
-        pitstop snapshot disks.pit --group db=db-monday log=log-monday")]
+        pitstop snapshot disks.pit --group db=db-monday log=log-monday\n  \
+        pitstop snapshot disks.pit db --rotate daily --keep 7")]
     Snapshot {
         /// The container
         container: PathBuf,
@@ -149,7 +155,7 @@ enum Verb {
         #[arg(required_unless_present = "group")]
         source: Option<String>,
         /// Name of the copy
-        #[arg(required_unless_present = "group")]
+        #[arg(required_unless_present_any = ["group", "rotate"])]
         new_name: Option<String>,
         /// Copy each SOURCE to a new volume NAME, all at one instant
         #[arg(
@@ -160,6 +166,12 @@ enum Verb {
             conflicts_with_all = ["source", "new_name"],
         )]
         group: Vec<NewCopy>,
+        /// Name the copy PREFIX-TIME, and delete the oldest of the volume's copies that are named so
+        #[arg(long, value_name = "PREFIX", requires = "keep", conflicts_with_all = ["new_name", "group"])]
+        rotate: Option<String>,
+        /// How many copies named PREFIX-TIME stay, the new one included
+        #[arg(long, value_name = "N", requires = "rotate", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
         #[command(flatten)]
         show: Show,
     },
@@ -291,6 +303,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Snapshot { container, source: Some(source), new_name: Some(new_name), show, .. } => {
             verbs::snapshot::run(&container, &source, &new_name, show.output)?;
+        }
+        Verb::Snapshot { container, source: Some(source), rotate: Some(prefix), keep: Some(keep), show, .. } => {
+            let history = History { source: &source, prefix: &prefix, keep };
+            verbs::rotate::run(&container, &history, show.output)?;
         }
         Verb::Snapshot { container, group, show, .. } => {
             verbs::snapshot::run_group(&container, &group, show.output)?;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::Pit;
-use pitstop_format::{Container, FileDisk, Holder, NewCopy, OpenMode};
+use pitstop_format::{Container, FileDisk, Holder, NewCopy, OpenMode, VolumeInfo};
 use serde_json::{Value, json};
 
 /// Holds the container of a [`Pit`] and answers on a socket.
@@ -84,6 +84,9 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         "x-pitstop-query-layers" => json!(container.layers()),
         "x-pitstop-volume-create" => {
             json!({ "volume": container.create_volume(text("name"), arguments["size"].as_u64().unwrap()).map_err(failed)? })
+        }
+        "x-pitstop-volume-delete" if text("name") == undeletable(container) => {
+            return Err(("GenericError", "volume is exported as 'busy'; delete the export first".to_owned()));
         }
         "x-pitstop-volume-delete" => json!({ "": container.delete_volume(text("name")).map_err(failed)? }),
         "x-pitstop-volume-rename" => {
@@ -163,6 +166,38 @@ fn refusals_are_in_the_daemons_words_and_force_is_passed_on() {
     let seen = daemon.seen.lock().unwrap();
     let forced = seen.iter().rfind(|request| request["execute"] == "x-pitstop-refresh").unwrap();
     assert_eq!(forced["arguments"], json!({ "name": "busy", "source": "golden", "force": true }));
+}
+
+/// The oldest copy of a volume named `busy`: it cannot be deleted.
+fn undeletable(container: &Container) -> String {
+    let is_copy = |volume: &VolumeInfo| volume.origin.as_ref().is_some_and(|origin| origin.name == "busy");
+    let oldest = container.volumes().into_iter().filter(is_copy).min_by_key(|volume| volume.id);
+    oldest.map(|volume| volume.name).unwrap_or_default()
+}
+
+// req: R17; rule: SNP-26
+#[test]
+fn a_copy_that_cannot_be_deleted_stays_and_is_named() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "busy", "--size", "8M"]);
+    let daemon = Daemon::start(&pit);
+    let rotate = ["snapshot", "disks.pit", "busy", "--rotate", "hour", "--keep", "2"];
+    pit.ok(&rotate);
+    pit.ok(&rotate);
+    let names = pit.names();
+    let message = pit.fails(&rotate);
+    let after = pit.names();
+    assert_eq!(after.len(), names.len() + 1);
+    let (oldest, new) = (&names[1], after.last().unwrap());
+    let made = format!("{new} has been made, but the old copy {oldest} could not be deleted");
+    assert!(message.contains(&made) && message.contains("is exported as 'busy'"), "{message}");
+    // Beside the one that cannot go, the history goes on.
+    pit.fails(&rotate);
+    assert!(pit.names().contains(oldest) && pit.names().contains(new) && !pit.names().contains(&names[2]));
+    assert_eq!(pit.names().len(), after.len());
+    drop(daemon);
+    pit.ok(&rotate);
+    assert_eq!(pit.names().len(), 1 + 2);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn a_snapshot_is_a_copy_and_a_refresh_makes_one() {
     assert_eq!(tree.as_array().unwrap().len(), 1);
 }
 
-// req: R17
+// req: R2
 #[test]
 fn a_group_is_copied_at_one_instant() {
     let pit = Pit::new();
@@ -79,6 +79,51 @@ fn a_group_is_copied_at_one_instant() {
         let output = pit.run(&[&["snapshot", "disks.pit"], arguments].concat());
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && text.contains(words), "{arguments:?}: {text}");
+    }
+    assert_eq!(pit.names(), names);
+}
+
+// req: R17; rules: SNP-24, SNP-25
+#[test]
+fn rotations_keep_the_newest_copies() {
+    let pit = Pit::new();
+    for name in ["db", "other"] {
+        pit.ok(&["volume", "create", "disks.pit", name, "--size", "8M"]);
+    }
+    pit.ok(&["snapshot", "disks.pit", "db", "day-of-reckoning"]);
+    pit.ok(&["snapshot", "disks.pit", "other", "--rotate", "day", "--keep", "1"]);
+    let mut made = Vec::new();
+    for round in 0..5 {
+        let rotated = pit.json(&["snapshot", "disks.pit", "db", "--rotate", "day", "--keep", "3"]);
+        made.push(rotated["volume"]["name"].as_str().unwrap().to_owned());
+        let gone: Vec<_> = (round >= 3).then(|| made[round - 3].as_str()).into_iter().collect();
+        assert_eq!(rotated["deleted"], serde_json::json!(gone));
+        assert_eq!(rotated["volume"]["origin"]["name"], "db");
+    }
+    assert!(made.is_sorted() && made.iter().all(|name| name.starts_with("day-20") && name.ends_with('Z')), "{made:?}");
+    let names = pit.names();
+    let left: Vec<_> = names.iter().filter(|name| made.contains(name)).collect();
+    assert_eq!(left, made[2..].iter().collect::<Vec<_>>());
+    // The other volume's one, the two volumes, and the copy with a name of its own.
+    assert_eq!(names.len(), 3 + 4, "{names:?}");
+    let text = pit.ok(&["snapshot", "disks.pit", "db", "--rotate", "day", "--keep", "1"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].starts_with("day-20") && lines[0].contains(": 8 MiB, copy of db as of 20"), "{text}");
+    assert_eq!(lines[1..], made[2..].iter().map(|name| format!("{name}: deleted")).collect::<Vec<_>>());
+    let names = pit.names();
+    assert!(pit.fails(&["snapshot", "disks.pit", "nope", "--rotate", "day", "--keep", "1"]).contains("'nope'"));
+    assert!(
+        pit.fails(&["snapshot", "disks.pit", "db", "--rotate", "", "--keep", "1"]).contains("is not a volume name")
+    );
+    for arguments in [
+        &["db", "--rotate", "day"][..],
+        &["db", "--keep", "1"],
+        &["db", "--rotate", "day", "--keep", "0"],
+        &["db", "new", "--rotate", "day", "--keep", "1"],
+        &["--rotate", "day", "--keep", "1"],
+    ] {
+        let output = pit.run(&[&["snapshot", "disks.pit"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
     assert_eq!(pit.names(), names);
 }
