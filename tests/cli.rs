@@ -85,6 +85,7 @@ fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
         ("delete", words(&["ci-1"])),
         ("snapshot", words(&["golden", "ci-2"])),
         ("refresh", words(&["ci-1", "--source", "golden"])),
+        ("restore", words(&["golden", "--from", "ci-1"])),
         ("import", words(&["new", text(&image)])),
         ("export", words(&["golden", text(&target)])),
     ]
@@ -378,6 +379,8 @@ fn a_volume_that_does_not_exist_is_named() {
         ("snapshot", &["nobody", "ci-2"]),
         ("refresh", &["nobody", "--source", "golden"]),
         ("refresh", &["ci-1", "--source", "nobody"]),
+        ("restore", &["nobody", "--from", "golden"]),
+        ("restore", &["golden", "--from", "nobody"]),
         ("export", &["nobody", text(&target)]),
     ] {
         assert_says(&pitstop.fails(verb, arguments), &expected);
@@ -408,6 +411,7 @@ fn names_and_sizes_that_cannot_be_are_refused() {
         ("snapshot", &["--group", "golden=ci-2", "ci-1=ci-2"], &["ci-2", "name of its own"]),
         ("rename", &["ci-1", "golden"], &["golden", "exists"]),
         ("refresh", &["ci-1", "--source", "ci-1"], &["itself"]),
+        ("restore", &["ci-1", "--from", "golden"], &["golden", "not a copy of 'ci-1'", "refresh"]),
         ("import", &["golden", text(&image)], &["golden", "exists"]),
         ("import", &["new", text(&absent)], &["absent.raw"]),
     ] {
@@ -452,6 +456,37 @@ fn copies_keep_their_instants_through_refreshes_between_unrelated_volumes() {
     }
     assert_eq!(&hash_of("a"), b);
     assert_eq!(&hash_of("b-second"), a);
+}
+
+// req: R5 R16; rules: SNP-7, SNP-27
+#[test]
+fn a_volume_goes_back_and_forth_between_its_copies() {
+    let scratch = Scratch::new("cli-restore");
+    let pitstop = small_container(&scratch);
+    let other = scratch.file("other.raw");
+    write_pattern_file(&other, 8 * MIB, 2);
+    let hashes = [sha256_of(&scratch.file("golden.raw")), sha256_of(&other)];
+    pitstop.run("import", &["other", text(&other)]);
+    pitstop.run("snapshot", &["golden", "older"]);
+    pitstop.run("refresh", &["golden", "--source", "other"]);
+    pitstop.run("snapshot", &["golden", "newer"]);
+    let hash_of = |volume: &str| {
+        let target = scratch.file("hash.raw");
+        pitstop.run("export", &[volume, text(&target), "--force"]);
+        sha256_of(&target)
+    };
+    let exports = [Export::writable("golden", scratch.socket("golden"))];
+    for (copy, now) in [("older", &hashes[0]), ("newer", &hashes[1]), ("older", &hashes[0])] {
+        // Exported, but no guest is connected.
+        let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+        pitstop.run("restore", &["golden", "--from", copy]);
+        assert_says(&pitstop.fails("restore", &["golden", "--from", "other"]), &["not a copy of 'golden'"]);
+        daemon.stop();
+        for (volume, hash) in [("golden", now), ("older", &hashes[0]), ("newer", &hashes[1]), ("ci-1", &hashes[0])] {
+            assert_eq!(&hash_of(volume), hash, "{volume} after golden was restored from {copy}");
+        }
+        pitstop.assert_clean();
+    }
 }
 
 // req: R17; rules: SNP-24, SNP-26

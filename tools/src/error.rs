@@ -164,6 +164,22 @@ pub(crate) enum Error {
         /// The name asked for.
         name: String,
     },
+    /// A volume is restored only from a copy of itself.
+    #[error(
+        "'{}' is {} and not a copy of '{}'; to give '{}' its contents all the same, use `pitstop refresh --source`",
+        printable(.copy),
+        of_whom(.source_name.as_deref()),
+        printable(.volume),
+        printable(.volume)
+    )]
+    NotItsCopy {
+        /// The volume to restore.
+        volume: String,
+        /// What was said to be its copy.
+        copy: String,
+        /// What that is a copy of.
+        source_name: Option<String>,
+    },
     /// A rotation has made its copy, but an old one is still there.
     #[error(
         "{} has been made, but the old copy {} could not be deleted and stays: {source}; the next rotation tries again",
@@ -267,6 +283,11 @@ impl fmt::Display for HolderName {
         }
         Ok(())
     }
+}
+
+/// What a volume is, as far as it is a copy.
+fn of_whom(source: Option<&str>) -> String {
+    source.map_or_else(|| "no copy of any volume".to_owned(), |name| format!("a copy of '{}'", printable(name)))
 }
 
 /// A path for a message.

@@ -193,6 +193,28 @@ enum Verb {
         #[command(flatten)]
         show: Show,
     },
+    /// Put a volume back to what one of its copies holds, at once
+    ///
+    /// A refresh from a copy of the volume itself: what was written to the volume since is given up. All its copies keep
+    /// what they hold, those made after COPY too, so a volume can be restored forward again. To be able to come back to
+    /// what the volume holds now, make a copy of it first.
+    #[command(after_help = "Examples:\n  \
+        pitstop snapshot disks.pit db db-before\n  \
+        pitstop restore disks.pit db --from db-before")]
+    Restore {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The copy: a point-in-time copy that was made of this volume
+        #[arg(long, value_name = "COPY")]
+        from: String,
+        /// Restore even if a guest is connected to the volume
+        ///
+        /// The guest's disk changes under its file system, which it will take for damage: power it off first.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        show: Show,
+    },
     /// Check the structure of a container, and repair it
     ///
     /// A container in use is checked by the daemon that holds it, while guests go on; it is repaired only when closed.
@@ -312,8 +334,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             verbs::snapshot::run_group(&container, &group, show.output)?;
         }
         Verb::Refresh { volume, source, force, show } => {
-            let connected = if force { Connected::Force } else { Connected::Spare };
-            verbs::refresh::run(&volume.container, &volume.name, &source, connected, show.output)?;
+            verbs::refresh::run(&volume.container, &volume.name, &source, connected(force), show.output)?;
+        }
+        Verb::Restore { volume, from, force, show } => {
+            verbs::restore::run(&volume.container, &volume.name, &from, connected(force), show.output)?;
         }
         Verb::Check { container, repair, repair_log, undo, show } => {
             let task = match (repair, undo) {
@@ -325,6 +349,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn connected(force: bool) -> Connected {
+    if force { Connected::Force } else { Connected::Spare }
 }
 
 fn check(container: &std::path::Path, task: &Task, output: Output) -> ExitCode {

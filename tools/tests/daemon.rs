@@ -128,6 +128,8 @@ fn every_verb_works_through_a_daemon_as_it_does_without() {
     pit.ok(&["volume", "create", "disks.pit", "scratch", "--size", "4M"]);
     pit.ok(&["rename", "disks.pit", "scratch", "other"]);
     pit.ok(&["refresh", "disks.pit", "other", "--source", "golden"]);
+    pit.ok(&["restore", "disks.pit", "golden", "--from", "other"]);
+    pit.ok(&["restore", "disks.pit", "golden", "--from", "ci-2"]);
     pit.ok(&["volume", "create", "disks.pit", "gone", "--size", "4M"]);
     pit.ok(&["delete", "disks.pit", "gone"]);
 
@@ -160,6 +162,10 @@ fn refusals_are_in_the_daemons_words_and_force_is_passed_on() {
     let daemon = Daemon::start(&pit);
     let message = pit.fails(&["refresh", "disks.pit", "busy", "--source", "golden"]);
     assert_eq!(message, "volume 'busy' is connected to a guest; power it off, or use force");
+    pit.ok(&["refresh", "disks.pit", "busy", "--source", "golden", "--force"]);
+    pit.ok(&["snapshot", "disks.pit", "busy", "idle"]);
+    assert_eq!(pit.fails(&["restore", "disks.pit", "busy", "--from", "idle"]), message);
+    pit.ok(&["restore", "disks.pit", "busy", "--from", "idle", "--force"]);
     pit.ok(&["refresh", "disks.pit", "busy", "--source", "golden", "--force"]);
     let message = pit.fails(&["snapshot", "disks.pit", "none", "x"]);
     assert!(message.contains("no volume named 'none'"), "{message}");

@@ -83,6 +83,37 @@ fn a_group_is_copied_at_one_instant() {
     assert_eq!(pit.names(), names);
 }
 
+// req: R16; rule: SNP-27
+#[test]
+fn a_volume_is_restored_from_its_own_copies_alone() {
+    let pit = Pit::new();
+    for name in ["db", "other"] {
+        pit.ok(&["volume", "create", "disks.pit", name, "--size", "8M"]);
+    }
+    pit.ok(&["snapshot", "disks.pit", "db", "older"]);
+    pit.ok(&["snapshot", "disks.pit", "db", "newer"]);
+    pit.ok(&["snapshot", "disks.pit", "older", "second-hand"]);
+    let line = pit.ok(&["restore", "disks.pit", "db", "--from", "older"]);
+    assert!(line.starts_with("db: 8 MiB, copy of older as of 20"), "{line}");
+    let restored = pit.json(&["restore", "disks.pit", "db", "--from", "newer"]);
+    assert_eq!(restored["origin"]["name"], "newer");
+    for (volume, copy, words) in [
+        ("db", "other", "'other' is no copy of any volume and not a copy of 'db'"),
+        ("db", "second-hand", "'second-hand' is a copy of 'older' and not a copy of 'db'; to give 'db' its contents"),
+        ("other", "older", "'older' is a copy of 'db' and not a copy of 'other'"),
+        ("db", "nope", "no volume named 'nope'"),
+        ("nope", "older", "no volume named 'nope'"),
+    ] {
+        let message = pit.fails(&["restore", "disks.pit", volume, "--from", copy]);
+        assert!(message.contains(words), "{message}");
+    }
+    // A volume of the same name is not the same volume.
+    pit.ok(&["delete", "disks.pit", "db"]);
+    pit.ok(&["volume", "create", "disks.pit", "db", "--size", "8M"]);
+    assert!(pit.fails(&["restore", "disks.pit", "db", "--from", "older"]).contains("not a copy of 'db'"));
+    pit.ok(&["refresh", "disks.pit", "db", "--source", "older"]);
+}
+
 // req: R17; rules: SNP-24, SNP-25
 #[test]
 fn rotations_keep_the_newest_copies() {
@@ -368,6 +399,7 @@ fn every_verb_explains_itself_with_an_example() {
         "export",
         "snapshot",
         "refresh",
+        "restore",
         "check",
     ] {
         let mut args: Vec<&str> = verb.split(' ').collect();

@@ -12,6 +12,7 @@ pub(crate) mod info;
 pub(crate) mod list;
 pub(crate) mod refresh;
 pub(crate) mod rename;
+pub(crate) mod restore;
 pub(crate) mod rotate;
 pub(crate) mod snapshot;
 pub(crate) mod tree;
