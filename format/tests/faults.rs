@@ -19,7 +19,7 @@ use common::promises::{Change, Model, Volume, When};
 use common::{Rng, SECTOR, stamp, stamped};
 use pitstop_format::check::check;
 use pitstop_format::testing::{Crash, Fate, Fault, Injection, SimDisk};
-use pitstop_format::{Container, CreateOptions, Error, OpenMode, Planned, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Error, NewCopy, OpenMode, Planned, VolumeIo};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -139,21 +139,23 @@ impl Run {
 
     fn create(&mut self, size: u64) {
         let (name, life) = (self.name(), self.life());
-        let change = Change::Put(name.clone(), Arc::new(Volume::new(size, life)));
+        let change = Change::Put(vec![(name.clone(), Arc::new(Volume::new(size, life)))]);
         self.command(change, |container| container.create_volume(&name, size).map(drop));
     }
 
-    fn copy(&mut self, source: &str, target: Option<&str>) {
-        let life = self.life();
-        let mut copy = self.model[source].copy(life);
-        copy.flush(u64::MAX);
-        let name = target.map_or_else(|| self.name(), str::to_owned);
-        self.command(Change::Put(name.clone(), Arc::new(copy)), |container| {
-            match target {
-                None => container.snapshot(source, &name),
-                Some(target) => container.refresh(target, source),
-            }
-            .map(drop)
+    fn copy(&mut self, sources: &[&str], target: Option<&str>) {
+        let (mut put, mut copies) = (Vec::new(), Vec::new());
+        for source in sources {
+            let life = self.life();
+            let mut copy = self.model[*source].copy(life);
+            copy.flush(u64::MAX);
+            let name = target.map_or_else(|| self.name(), str::to_owned);
+            copies.push(NewCopy { source: (*source).to_owned(), name: name.clone() });
+            put.push((name, Arc::new(copy)));
+        }
+        self.command(Change::Put(put), |container| match target {
+            None => container.snapshot_group(&copies).map(drop),
+            Some(target) => container.refresh(target, sources[0]).map(drop),
         });
     }
 
@@ -234,12 +236,12 @@ impl Run {
         // A command that failed with the container may have taken its volume away in memory.
         let container = self.container.clone();
         let names: Vec<String> = self.model.keys().filter(|name| container.volume(name).is_ok()).cloned().collect();
-        let untouched: Vec<String> = match &self.change {
-            Some(Change::Put(changed, _) | Change::Remove(changed) | Change::Rename(changed, _)) => {
-                names.into_iter().filter(|name| name != changed).collect()
-            }
-            None => names,
+        let changing: Vec<&String> = match &self.change {
+            Some(Change::Put(volumes)) => volumes.iter().map(|(name, _)| name).collect(),
+            Some(Change::Remove(name) | Change::Rename(name, _)) => vec![name],
+            None => Vec::new(),
         };
+        let untouched: Vec<String> = names.into_iter().filter(|name| !changing.contains(&name)).collect();
         let name = untouched[self.rng.below(untouched.len() as u64) as usize].clone();
         let other = untouched[self.rng.below(untouched.len() as u64) as usize].clone();
         match self.rng.below(100) {
@@ -253,8 +255,9 @@ impl Run {
             43..50 => self.zero(&name),
             50..60 => self.flush(&name),
             60..67 => self.read(&name),
-            67..73 if untouched.len() < 6 => self.copy(&name, None),
-            67..80 if name != other => self.copy(&name, Some(&other)),
+            67..70 if untouched.len() < 5 && name != other => self.copy(&[&name, &other], None),
+            67..73 if untouched.len() < 6 => self.copy(&[&name], None),
+            67..80 if name != other => self.copy(&[&name], Some(&other)),
             80..84 if untouched.len() > 3 => {
                 let change = Change::Remove(name.clone());
                 self.command(change, |container| container.delete_volume(&name));

@@ -193,7 +193,8 @@ pub type Model = BTreeMap<String, Arc<Volume>>;
 /// What a command under way will make of the model.
 #[derive(Debug, Clone)]
 pub enum Change {
-    Put(String, Arc<Volume>),
+    /// All of these at once.
+    Put(Vec<(String, Arc<Volume>)>),
     Remove(String),
     Rename(String, String),
 }
@@ -201,9 +202,7 @@ pub enum Change {
 impl Change {
     pub fn apply(&self, model: &mut Model) {
         match self {
-            Change::Put(name, volume) => {
-                model.insert(name.clone(), volume.clone());
-            }
+            Change::Put(volumes) => model.extend(volumes.iter().cloned()),
             Change::Remove(name) => {
                 model.remove(name);
             }

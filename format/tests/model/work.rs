@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, LayerInfo, OpenMode, ZeroKind};
+use pitstop_format::{Container, CreateOptions, LayerInfo, NewCopy, OpenMode, ZeroKind};
 
 use crate::common::compare::{Comparer, Shown};
 use crate::common::promises::{Change, Model, Volume, When};
 use crate::crashes::{Counts, Crashes};
-use crate::request::{Stage, State};
+use crate::request::Stage;
 use crate::world::{Coverage, World};
 
 const OPERATIONS: u64 = 120;
@@ -119,7 +119,9 @@ impl Work {
             (world.fresh_name(), Arc::new(Volume::new(size, life)))
         };
         let (given, size) = (name.clone(), volume.size);
-        self.command(None, Change::Put(name, volume), |container| drop(container.create_volume(&given, size).unwrap()));
+        self.command(None, Change::Put(vec![(name, volume)]), |container| {
+            drop(container.create_volume(&given, size).unwrap())
+        });
     }
 
     fn delete(&mut self, name: &str) {
@@ -137,26 +139,27 @@ impl Work {
         self.command(Some(life), change, |container| container.rename_volume(name, &new_name).unwrap());
     }
 
-    /// Snapshot or refresh. Between the instant and the end everything goes on.
-    fn copy(&mut self, source: &str, target: Option<&str>) {
-        let name = target.map_or_else(|| self.lock().fresh_name(), str::to_owned);
-        self.lock().note(format!("copy of {source} to {name}"));
+    /// Snapshot, of several volumes too, or refresh. Between the instant and the end everything goes on.
+    fn copy(&mut self, sources: &[&str], target: Option<&str>) {
+        let names: Vec<_> = match target {
+            Some(target) => vec![target.to_owned()],
+            None => sources.iter().map(|_| self.lock().fresh_name()).collect(),
+        };
+        self.lock().note(format!("copy of {sources:?} to {names:?}"));
         let pending = self.blocking(|container| match target {
-            None => container.begin_snapshot(source, &name).unwrap(),
-            Some(target) => container.begin_refresh(target, source).unwrap(),
+            None => {
+                let copy =
+                    |(source, name): (&&str, &String)| NewCopy { source: (*source).to_owned(), name: name.clone() };
+                container.begin_snapshot_group(&sources.iter().zip(&names).map(copy).collect::<Vec<_>>()).unwrap()
+            }
+            Some(target) => container.begin_refresh(target, sources[0]).unwrap(),
         });
-        let (life, source_life, instant) = {
+        let (lives, instant) = {
             let mut world = self.lock();
             world.coverage.copies += 1;
-            let life = world.fresh_life();
-            let source = world.model[source].clone();
-            world.coming = Some(Arc::new(source.copy(life)));
-            for request in &mut world.requests {
-                if request.life == source.life && matches!(request.state, State::Active { .. }) {
-                    request.copies.push(life);
-                }
-            }
-            (life, source.life, world.time)
+            world.coverage.groups += u64::from(sources.len() > 1);
+            let lives: Vec<_> = sources.iter().map(|source| world.begin_copy(source)).collect();
+            (lives, world.time)
         };
         let between = self.lock().rng.below(12);
         for _ in 0..between {
@@ -165,21 +168,23 @@ impl Work {
         while !pending.is_sealed() {
             self.small_operation();
         }
-        let (copy, old) = {
+        let (copies, old) = {
             let mut world = self.lock();
             // Zeros that were only metadata do not keep a layer from being sealed: they were complete when planned.
-            world.end_in_copy(life);
-            let mut copy = world.coming.take().unwrap();
-            // It shows the instant, and durably so, from the moment that it is there.
-            Arc::make_mut(&mut copy).seal();
-            Arc::make_mut(&mut copy).flush(u64::MAX);
-            assert_eq!(copy.life, life);
-            (copy, target.map(|target| world.model[target].life))
+            lives.iter().for_each(|(life, _)| world.end_in_copy(*life));
+            let mut copies = std::mem::take(&mut world.coming);
+            // They show the instant, and durably so, from the moment that they are there.
+            for copy in copies.iter_mut().map(Arc::make_mut) {
+                copy.seal();
+                copy.flush(u64::MAX);
+            }
+            (copies, target.map(|target| world.model[target].life))
         };
-        self.command(old, Change::Put(name, copy), |_| drop(pending.finish().unwrap()));
+        let change = Change::Put(names.into_iter().zip(copies).collect());
+        self.command(old, change, |_| drop(pending.finish_all().unwrap()));
         let mut world = self.lock();
-        // The source stands on the same frozen layer.
-        world.flushed(source_life, instant);
+        // The sources stand on the same frozen layers.
+        lives.iter().for_each(|(_, source_life)| world.flushed(*source_life, instant));
         world.promised();
     }
 
@@ -320,8 +325,9 @@ impl Work {
                     self.small_operation();
                 }
             }
-            700..770 if count < 8 => self.copy(&name, None),
-            700..870 if name != other => self.copy(&name, Some(&other)),
+            700..720 if count < 7 && name != other => self.copy(&[&name, &other], None),
+            700..770 if count < 8 => self.copy(&[&name], None),
+            700..870 if name != other => self.copy(&[&name], Some(&other)),
             870..915 if count > 2 => self.delete(&name),
             915..930 => self.rename(&name),
             930..945 => self.reopen(),
@@ -361,7 +367,9 @@ struct Named<'a>(&'a Change);
 impl std::fmt::Debug for Named<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Change::Put(name, volume) => write!(f, "put {name} of {} bytes", volume.size),
+            Change::Put(volumes) => {
+                volumes.iter().try_for_each(|(name, volume)| write!(f, "put {name} of {} bytes ", volume.size))
+            }
             Change::Remove(name) => write!(f, "remove {name}"),
             Change::Rename(name, new_name) => write!(f, "rename {name} to {new_name}"),
         }

@@ -35,6 +35,7 @@ pub struct Coverage {
     pub given_up: u64,
     pub orphans: u64,
     pub copies: u64,
+    pub groups: u64,
     pub deletes: u64,
     pub steps_inside_commands: u64,
     pub writes_during_sync: u64,
@@ -49,7 +50,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 21] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -61,6 +62,7 @@ impl Coverage {
             ("writes given up", &mut self.given_up),
             ("requests that outlived their volume", &mut self.orphans),
             ("snapshots and refreshes", &mut self.copies),
+            ("groups of copies", &mut self.groups),
             ("deletions", &mut self.deletes),
             ("steps in the middle of others' I/O", &mut self.steps_inside_commands),
             ("writes completed during a sync", &mut self.writes_during_sync),
@@ -89,8 +91,8 @@ pub struct World {
     pub model: Model,
     /// What the command under way will have changed when it returns; a crash may leave it done or not.
     pub change: Option<Change>,
-    /// A copy whose instant has come and that is not there yet.
-    pub coming: Option<Arc<Volume>>,
+    /// Copies whose instant has come and that are not there yet.
+    pub coming: Vec<Arc<Volume>>,
     /// The life of the volume that the command under way is about: nothing new begins on it.
     pub target: Option<u64>,
     pub requests: Vec<Request>,
@@ -128,7 +130,7 @@ impl World {
             container,
             model: Model::new(),
             change: None,
-            coming: None,
+            coming: Vec::new(),
             target: None,
             requests: Vec::new(),
             flushes: Vec::new(),
@@ -178,9 +180,10 @@ impl World {
     fn volumes_of(&mut self, life: u64) -> impl Iterator<Item = &mut Volume> {
         self.crashes.promises_changed();
         let changing = match &mut self.change {
-            Some(Change::Put(_, volume)) => Some(volume),
-            _ => None,
+            Some(Change::Put(volumes)) => volumes.as_mut_slice(),
+            _ => &mut [],
         };
+        let changing = changing.iter_mut().map(|(_, volume)| volume);
         let all = self.model.values_mut().chain(&mut self.coming).chain(changing);
         all.filter(move |volume| volume.life == life).map(Arc::make_mut)
     }
@@ -401,6 +404,19 @@ impl World {
             request.state = State::Waiting(left);
             self.requests.push(request);
         }
+    }
+
+    /// The instant of a copy of `source` has come. Returns the lives of the copy and of the source.
+    pub fn begin_copy(&mut self, source: &str) -> (u64, u64) {
+        let life = self.fresh_life();
+        let source = self.model[source].clone();
+        self.coming.push(Arc::new(source.copy(life)));
+        for request in &mut self.requests {
+            if request.life == source.life && matches!(request.state, State::Active { .. }) {
+                request.copies.push(life);
+            }
+        }
+        (life, source.life)
     }
 
     /// The copy of this life is sealed: what was planned before its instant has ended in it.
