@@ -659,7 +659,8 @@ fn a_store_that_hangs_leaves_questions_answered_and_the_end_in_order() {
         assert_eq!(done.status, OK);
         answers += 1;
     }
-    assert_eq!(answers, 40);
+    // All that the queue had taken: as many as there are buffers, at least.
+    assert!((32..=40).contains(&answers), "{answers}");
     let done = w.queues[0].take_done().unwrap();
     assert_eq!((done.head, done.status), (flush, OK));
     scene.check();
