@@ -79,6 +79,9 @@ fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
     vec![
         ("list", words(&[])),
         ("info", words(&[])),
+        ("map", words(&["ci-1"])),
+        ("diff", words(&["golden", "ci-1"])),
+        ("compare", words(&["golden", "ci-1"])),
         ("tree", words(&[])),
         ("volume create", words(&["new", "--size", "1M"])),
         ("rename", words(&["ci-1", "ci-2"])),
@@ -369,10 +372,15 @@ fn a_volume_that_does_not_exist_is_named() {
     let pitstop = small_container(&scratch);
     let before = Bytes::of(pitstop.container());
     let target = scratch.file("exported");
+    let golden = scratch.file("golden.raw");
     let expected = ["no volume named 'nobody'"];
     for (verb, arguments) in [
         ("list", &["nobody"][..]),
         ("info", &["nobody"]),
+        ("map", &["nobody"]),
+        ("diff", &["golden", "nobody"]),
+        ("compare", &["golden", "nobody"]),
+        ("compare", &["nobody", "--file", text(&golden)]),
         ("tree", &["nobody"]),
         ("rename", &["nobody", "somebody"]),
         ("delete", &["nobody"]),
@@ -537,6 +545,35 @@ fn several_volumes_are_copied_at_one_instant_with_and_without_a_daemon() {
         pitstop.run("export", &[copy, text(&target), "--force"]);
         assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
     }
+    pitstop.assert_clean();
+}
+
+// req: R9, R16, R18; rules: CTL-70 to CTL-72
+#[test]
+fn maps_and_differences_are_the_same_through_a_daemon() {
+    let scratch = Scratch::new("cli-maps");
+    let pitstop = small_container(&scratch);
+    let image = scratch.file("other.raw");
+    write_pattern_file(&image, 3 * MIB + 512, 7);
+    pitstop.run("import", &["other", text(&image)]);
+    let look = || {
+        let maps = ["golden", "ci-1", "other"].map(|name| pitstop.json("map", &[name]));
+        let diffs = [["golden", "ci-1"], ["ci-1", "other"]].map(|names| pitstop.json("diff", &names));
+        let counts = pitstop.json("info", &["ci-1"])["map"].clone();
+        (maps, diffs, counts)
+    };
+    let direct = look();
+    let (maps, diffs, counts) = &direct;
+    assert_eq!((&maps[0]["valid-percent"], &maps[1]["valid-bytes"]), (&100.into(), &0.into()));
+    assert_eq!((&diffs[0]["bytes"], &diffs[1]["bytes"]), (&0.into(), &(8 * MIB).into()));
+    assert_eq!(counts["others-bytes"], 8 * MIB);
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    assert_eq!(look(), direct);
+    pitstop.run("refresh", &["other", "--source", "golden"]);
+    assert_eq!(pitstop.json("diff", &["other", "golden"])["bytes"], 0);
+    assert_says(&pitstop.fails("map", &["nobody"]), &["no volume named 'nobody'"]);
+    daemon.stop();
     pitstop.assert_clean();
 }
 

@@ -22,8 +22,9 @@ mod units;
 mod volume;
 
 pub use container::{
-    Container, ContainerInfo, CreateOptions, Flush, FlushStep, JournalAppend, LayerInfo, Maintained, NewCopy, OpenMode,
-    Origin, PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
+    ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Flush, FlushStep,
+    JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin,
+    PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -24,7 +24,7 @@ COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-snapshot",
-    "x-pitstop-refresh",
+    "x-pitstop-refresh", "x-pitstop-map", "x-pitstop-diff",
 }
 
 
@@ -67,7 +67,7 @@ async def questions(client):
 
 
 async def volumes(client, watcher):
-    """CTL-36 to CTL-42, CTL-46."""
+    """CTL-36 to CTL-42, CTL-46, CTL-70 to CTL-72."""
     snapshot = await client.execute("x-pitstop-snapshot", {"source": "golden", "name": "qmp-ci"})
     assert snapshot["volume"]["name"] == "qmp-ci" and snapshot["elapsed-us"] >= 0, snapshot
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-ci", "source": "golden"}
@@ -75,6 +75,10 @@ async def volumes(client, watcher):
     refresh = await client.execute("x-pitstop-refresh", {"source": "golden", "name": "qmp-ci"})
     assert refresh["volume"]["origin"]["name"] == "golden" and refresh["elapsed-us"] >= 0, refresh
     assert await next_event(watcher, "X_PITSTOP_VOLUME_REFRESHED") == {"name": "qmp-ci", "source": "golden"}
+    step = await client.execute("x-pitstop-map", {"name": "qmp-ci"})
+    assert sum(range["length"] for range in step["ranges"]) == (step["next"] or step["size-bytes"]), step
+    step = await client.execute("x-pitstop-diff", {"a": "golden", "b": "qmp-ci"})
+    assert step["ranges"] == [] and step["counts"]["bytes"] == 0, step
     created = await client.execute("x-pitstop-volume-create", {"name": "qmp-1", "size": 1 << 20})
     assert created["volume"]["size-bytes"] == 1 << 20, created
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-1"}

@@ -1,7 +1,7 @@
 //! The `pitstop` command: makes, inspects, converts and checks containers.
 //!
 //! This file holds the arguments, and hands them to one module a verb ([`verbs`]). Exit codes: 0 done, 1 an error that
-//! standard error explains, 2 wrong usage; `check` has more. Does not: touch containers.
+//! standard error explains, 2 wrong usage; `check` and `compare` have their own. Does not: touch containers.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod copy;
 mod error;
 mod image;
 mod interrupt;
+mod maps;
 mod progress;
 mod qmp;
 mod render;
@@ -18,7 +19,7 @@ mod verbs;
 mod view;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -29,6 +30,7 @@ use crate::image::{Backing, Format, Overwrite};
 use crate::render::Output;
 use crate::session::Connected;
 use crate::verbs::check::{Repair, Task};
+use crate::verbs::compare::Other;
 use crate::verbs::export::Export;
 use crate::verbs::import::Import;
 use crate::verbs::rotate::History;
@@ -90,6 +92,57 @@ enum Verb {
     /// Show a container, or one volume and its layers
     #[command(after_help = "Examples:\n  pitstop info disks.pit\n  pitstop info disks.pit ci-1")]
     Info(Look),
+    /// List which parts of a volume are its own, and which were written since it was last copied or refreshed
+    ///
+    /// No data is read. A volume that is written meanwhile is listed part by part as it is: take a snapshot to have one
+    /// instant.
+    #[command(after_help = "Examples:\n  pitstop map disks.pit ci-1\n  pitstop map disks.pit ci-1 --output json")]
+    Map {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// List where two volumes may differ, without reading their data
+    ///
+    /// All that differs is listed; what was written again with the same contents, too. Volumes that are written meanwhile
+    /// are listed part by part as they are: take snapshots to have one instant.
+    #[command(
+        after_help = "Examples:\n  pitstop diff disks.pit golden ci-1\n  pitstop diff disks.pit golden ci-1 --output json"
+    )]
+    Diff {
+        #[command(flatten)]
+        pair: Pair,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Compare a volume's contents with another volume, or with an image file
+    ///
+    /// What two volumes share is not read. Where sizes differ, the rest of the longer one must be zeros. The container
+    /// must not be held by a daemon. Exit codes are those of qemu-img compare: 0 identical, 1 different, 2 an error.
+    #[command(after_help = "Examples:\n  \
+        pitstop compare disks.pit golden ci-1\n  \
+        pitstop compare disks.pit golden --file debian-12.qcow2")]
+    Compare {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The volume to compare it with
+        #[arg(value_name = "OTHER", required_unless_present = "file", conflicts_with = "file")]
+        other: Option<String>,
+        /// The image to compare it with
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// Format of the image; if absent, a file with qcow2 magic is qcow2 and any other raw
+        #[arg(short, long, value_name = "FORMAT", requires = "file", conflicts_with = "other")]
+        format: Option<Format>,
+        /// Follow the backing file or external data file that the image names
+        ///
+        /// Only for images from somebody you trust: an image can name any file that you can read.
+        #[arg(long, requires = "file", conflicts_with = "other")]
+        allow_backing: bool,
+        #[command(flatten)]
+        show: Show,
+    },
     /// Draw volumes and the copies made from them
     #[command(after_help = "Examples:\n  pitstop tree disks.pit\n  pitstop tree disks.pit golden --output json")]
     Tree(Look),
@@ -266,6 +319,17 @@ struct VolumeArgs {
     name: String,
 }
 
+/// Two volumes of a container.
+#[derive(Debug, Args)]
+struct Pair {
+    /// The container
+    container: PathBuf,
+    /// One volume
+    a: String,
+    /// The other volume
+    b: String,
+}
+
 /// What is looked at, and for whom.
 #[derive(Debug, Args)]
 struct Look {
@@ -312,9 +376,19 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Delete { volume } => verbs::delete::run(&volume.container, &volume.name)?,
         Verb::List(look) => verbs::list::run(&look.container, look.name.as_deref(), look.show.output)?,
         Verb::Info(look) => verbs::info::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Map { volume, show } => verbs::map::run(&volume.container, &volume.name, show.output)?,
+        Verb::Diff { pair, show } => verbs::diff::run(&pair.container, &pair.a, &pair.b, show.output)?,
         Verb::Tree(look) => verbs::tree::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Compare { volume, other, file, format, allow_backing, show } => {
+            let other = match (&other, &file) {
+                (Some(other), _) => Other::Volume(other),
+                (None, Some(path)) => Other::File { path, format, backing: backing(allow_backing) },
+                (None, None) => unreachable!("the parser asks for one of them"),
+            };
+            return Ok(compare(&volume, &other, show.output));
+        }
         Verb::Import { volume, file, format, allow_backing, show } => {
-            let backing = if allow_backing { Backing::Follow } else { Backing::Refuse };
+            let backing = backing(allow_backing);
             let VolumeArgs { container, name } = &volume;
             verbs::import::run(&Import { path: container, name, file: &file, format, backing, output: show.output })?;
         }
@@ -355,7 +429,21 @@ fn connected(force: bool) -> Connected {
     if force { Connected::Force } else { Connected::Spare }
 }
 
-fn check(container: &std::path::Path, task: &Task, output: Output) -> ExitCode {
+const fn backing(allow: bool) -> Backing {
+    if allow { Backing::Follow } else { Backing::Refuse }
+}
+
+fn compare(volume: &VolumeArgs, other: &Other<'_>, output: Output) -> ExitCode {
+    match verbs::compare::run(&volume.container, &volume.name, other, output) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(error) => {
+            tell(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn check(container: &Path, task: &Task, output: Output) -> ExitCode {
     let verdict = verbs::check::run(container, task, output).unwrap_or_else(|error| {
         tell(&error);
         verbs::check::verdict_of(&error)

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::maps::{DiffTotals, MapTotals};
 use crate::size::human;
 use crate::view::{CheckView, ContainerView, LayerView, OriginView, SeverityView, StateView, Verdict, VolumeView};
 
@@ -116,7 +117,7 @@ pub(crate) fn container_block(container: &ContainerView, holder: Option<&str>) -
 }
 
 /// `pitstop info` of a volume, with the layers that a read may look through, head first.
-pub(crate) fn volume_block(volume: &VolumeView, layers: &[LayerView]) -> String {
+pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[LayerView]) -> String {
     let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
     let mut lines = vec![
         ("name", printable(&volume.name)),
@@ -130,6 +131,9 @@ pub(crate) fn volume_block(volume: &VolumeView, layers: &[LayerView]) -> String 
     }
     lines.extend([
         ("state", state(volume.state).to_owned()),
+        ("valid", format!("{}, {} %", exact(map.counts.valid_bytes), map.valid_percent)),
+        ("others'", exact(map.counts.others_bytes)),
+        ("modified", exact(map.counts.modified_bytes)),
         ("own data", exact(volume.allocated_bytes)),
         ("depth", volume.depth.to_string()),
     ]);
@@ -147,6 +151,30 @@ pub(crate) fn volume_block(volume: &VolumeView, layers: &[LayerView]) -> String 
         }
         text.push('\n');
         text.push_str(&table(&rows, &[0, 2, 4]));
+    }
+    text
+}
+
+/// What stands below the table of `pitstop map`.
+pub(crate) fn map_totals(totals: &MapTotals) -> String {
+    let counts = &totals.counts;
+    format!(
+        "{} of {} bytes are valid ({} %), {} are others', {} modified\n",
+        counts.valid_bytes, totals.size_bytes, totals.valid_percent, counts.others_bytes, counts.modified_bytes
+    )
+}
+
+/// What stands below the table of `pitstop diff`.
+pub(crate) fn diff_totals(totals: &DiffTotals, a: &str, b: &str) -> String {
+    let counts = &totals.counts;
+    let (a, b) = (printable(a), printable(b));
+    let mut text = format!(
+        "{} bytes may differ ({} changed in {a}, {} in {b})\n",
+        counts.bytes, counts.changed_in_a_bytes, counts.changed_in_b_bytes
+    );
+    let (a_size, b_size) = (totals.a_size_bytes, totals.b_size_bytes);
+    if a_size != b_size {
+        text.push_str(&format!("{a} has {a_size} bytes, {b} has {b_size}\n"));
     }
     text
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::maps::MapCountsView;
 use crate::view::FindingView;
 
 /// A volume of 20 GiB with 2 MiB of data; `origin` is the source's id, name and instant.
@@ -45,8 +46,11 @@ fn a_volume_is_shown_with_its_layers() {
         children: 0,
     };
     let below = LayerView { id: 7, kind: "frozen".into(), owner: Some(1), parent: None, children: 3, ..layer.clone() };
+    let counts =
+        MapCountsView { valid_bytes: 19 << 30, others_bytes: 1 << 30, modified_bytes: 4096, data_bytes: 3 << 30 };
+    let map = MapTotals { size_bytes: 20 << 30, counts, valid_percent: 95 };
     assert_eq!(
-        volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &[layer, below]),
+        volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &map, &[layer, below]),
         "name:     ci-1\n\
          uuid:     00000000-0000-4000-8000-000000000002\n\
          size:     20 GiB (21474836480 bytes)\n\
@@ -54,6 +58,9 @@ fn a_volume_is_shown_with_its_layers() {
          copy of:  golden\n\
          as of:    1970-01-01T00:00:00.000Z\n\
          state:    virtual\n\
+         valid:    19 GiB (20401094656 bytes), 95 %\n\
+         others':  1 GiB (1073741824 bytes)\n\
+         modified: 4 KiB (4096 bytes)\n\
          own data: 2 MiB (2097152 bytes)\n\
          depth:    2\n\
          \n\

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::Pit;
-use pitstop_format::{Container, FileDisk, Holder, NewCopy, OpenMode, VolumeInfo};
+use pitstop_format::{Container, FileDisk, Holder, Listing, NewCopy, OpenMode, VolumeInfo};
 use serde_json::{Value, json};
 
 /// Holds the container of a [`Pit`] and answers on a socket.
@@ -76,12 +76,17 @@ fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>
 fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Value, (&'static str, String)> {
     let text = |name: &str| arguments[name].as_str().unwrap();
     let failed = |error: pitstop_format::Error| ("GenericError", error.to_string());
+    let start = || arguments["start"].as_u64().unwrap();
+    let listing = || if arguments["counts-only"] == true { Listing::Counts } else { Listing::Ranges(2) };
     Ok(match command {
         "qmp_capabilities" => json!({}),
         "x-pitstop-query-container" => json!(container.info()),
         "x-pitstop-query-volumes" => json!(container.volumes()),
         "x-pitstop-check" => json!(container.check(&AtomicBool::new(false)).map_err(failed)?),
         "x-pitstop-query-layers" => json!(container.layers()),
+        // Few ranges a step, as if there were many.
+        "x-pitstop-map" => json!(container.map(text("name"), start(), listing()).map_err(failed)?),
+        "x-pitstop-diff" => json!(container.diff(text("a"), text("b"), start(), listing()).map_err(failed)?),
         "x-pitstop-volume-create" => {
             json!({ "volume": container.create_volume(text("name"), arguments["size"].as_u64().unwrap()).map_err(failed)? })
         }
@@ -119,6 +124,11 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
 #[test]
 fn every_verb_works_through_a_daemon_as_it_does_without() {
     let pit = Pit::new();
+    // Many ranges, which the daemon gives in steps of two.
+    let noise = common::noise(4096, 1);
+    let pieces: Vec<(u64, &[u8])> = (0..40).map(|index| (index * 8192, &noise[..])).collect();
+    pit.sparse("ragged.raw", 1 << 20, &pieces);
+    pit.ok(&["import", "disks.pit", "ragged", "ragged.raw"]);
     let daemon = Daemon::start(&pit);
     assert_eq!(pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]), "golden: 8 MiB\n");
     let line = pit.ok(&["snapshot", "disks.pit", "golden", "ci-1"]);
@@ -133,12 +143,15 @@ fn every_verb_works_through_a_daemon_as_it_does_without() {
     pit.ok(&["volume", "create", "disks.pit", "gone", "--size", "4M"]);
     pit.ok(&["delete", "disks.pit", "gone"]);
 
-    let looks: [&[&str]; 5] = [
+    let looks: [&[&str]; 8] = [
         &["list", "disks.pit"],
         &["list", "disks.pit", "ci-1"],
         &["tree", "disks.pit"],
         &["info", "disks.pit", "ci-1"],
         &["tree", "disks.pit", "golden"],
+        &["map", "disks.pit", "ragged"],
+        &["diff", "disks.pit", "ragged", "golden"],
+        &["diff", "disks.pit", "golden", "ci-1"],
     ];
     let through: Vec<Value> = looks.iter().map(|look| pit.json(look)).collect();
     let through_text: Vec<String> = looks.iter().map(|look| pit.ok(look)).collect();
@@ -218,6 +231,12 @@ fn data_and_repairs_need_the_daemon_to_stop() {
     let message = pit.fails(&["export", "disks.pit", "golden", "out.raw"]);
     assert!(message.contains("cannot be exported through it"), "{message}");
     assert!(!pit.path("out.raw").exists());
+    for other in [&["golden"][..], &["--file", "in.raw"]] {
+        let output = pit.run(&[&["compare", "disks.pit", "golden"], other].concat());
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains("cannot be compared through it; stop that program first"), "{message}");
+    }
     assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
     assert_eq!(pit.json(&["check", "disks.pit"])["volumes"], 1);
     let message = pit.fails(&["check", "disks.pit", "--repair", "all"]);

@@ -49,6 +49,11 @@ impl Args {
         value.as_u64().ok_or_else(|| self.expects(name, "uint64"))
     }
 
+    /// An unsigned 64-bit integer that may be there.
+    pub(super) fn optional_u64(&mut self, name: &str) -> Result<Option<u64>, Failure> {
+        if self.members.contains_key(name) { self.u64(name).map(Some) } else { Ok(None) }
+    }
+
     /// An unsigned 16-bit integer that may be there.
     pub(super) fn optional_u16(&mut self, name: &str) -> Result<Option<u16>, Failure> {
         match self.members.remove(name) {

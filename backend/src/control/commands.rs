@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use pitstop_format::{Error as FormatError, NewCopy, VolumeInfo};
+use pitstop_format::{Error as FormatError, Listing, NewCopy, VolumeInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,11 +17,14 @@ use super::hub::Hub;
 use super::protocol::{ErrorClass, Failure, Request, version};
 use super::target::{Refusal, RefusalKind, Target};
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace, SocketSource};
-use crate::daemon::WhenConnected;
+use crate::daemon::{DaemonError, WhenConnected};
 use crate::space::SpaceUse;
 
 /// Longest id of an export in bytes.
 const EXPORT_ID_LIMIT_BYTES: usize = 127;
+/// Ranges in a reply, if the client does not say, and at most: about 400 KiB of text.
+const RANGES: u16 = 1024;
+const MOST_RANGES: u16 = 4096;
 
 /// What every command may use.
 pub(super) struct Context {
@@ -47,7 +50,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 17] = [
+const COMMANDS: [(&str, Handler); 19] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("qmp_capabilities", already_negotiated),
@@ -57,6 +60,8 @@ const COMMANDS: [(&str, Handler); 17] = [
     ("quit", quit),
     ("transaction", transaction),
     ("x-pitstop-check", check),
+    ("x-pitstop-diff", diff),
+    ("x-pitstop-map", map),
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
     ("x-pitstop-query-volumes", query_volumes),
@@ -233,6 +238,35 @@ fn check(context: &Context, args: Args) -> Result<Done, Failure> {
     Ok(Done::Return(to_value(&report)?))
 }
 
+/// One step of a map (CTL-70), in the client's own thread, as a check.
+fn map(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let (start, listing) = step(&mut args)?;
+    args.finish()?;
+    let step = context.target.container().map(&name, start, listing).map_err(of_container)?;
+    Ok(Done::Return(to_value(&step)?))
+}
+
+/// One step of a difference (CTL-71).
+fn diff(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let (a, b) = (args.string("a")?, args.string("b")?);
+    let (start, listing) = step(&mut args)?;
+    args.finish()?;
+    let step = context.target.container().diff(&a, &b, start, listing).map_err(of_container)?;
+    Ok(Done::Return(to_value(&step)?))
+}
+
+/// Where a step begins, and what it lists (CTL-72).
+fn step(args: &mut Args) -> Result<(u64, Listing), Failure> {
+    let start = args.optional_u64("start")?.unwrap_or(0);
+    let limit = args.optional_u16("limit")?.unwrap_or(RANGES);
+    let only_counts = args.optional_bool("counts-only")?.unwrap_or(false);
+    if !(1..=MOST_RANGES).contains(&limit) {
+        return Err(Failure::generic(format!("limit must be from 1 to {MOST_RANGES}")));
+    }
+    Ok((start, if only_counts { Listing::Counts } else { Listing::Ranges(limit.into()) }))
+}
+
 fn query_layers(context: &Context, args: Args) -> Result<Done, Failure> {
     args.finish()?;
     Ok(Done::Return(to_value(&context.target.container().layers())?))
@@ -347,6 +381,10 @@ fn to_value<T: Serialize>(value: &T) -> Result<Value, Failure> {
 /// Commands that QEMU has too fail with the class that QEMU uses.
 fn as_generic(refusal: Refusal) -> Failure {
     Failure::generic(refusal.text)
+}
+
+fn of_container(error: FormatError) -> Failure {
+    as_typed(DaemonError::from(error).into())
 }
 
 /// Commands of ours tell programs whether the thing named is missing (CTL-20).

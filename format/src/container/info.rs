@@ -138,7 +138,7 @@ impl State {
     }
 
     /// The layers that `volume` reads through, head first, and whether each is its own (LAY-7).
-    fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
+    pub(super) fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
         let mut chain = Vec::new();
         let mut next = Some(self.volume_record(volume).head);
         let mut alone = true;

@@ -7,10 +7,12 @@
 mod checkpoint;
 mod copies;
 mod create;
+mod diff;
 pub(crate) mod flush;
 mod hold;
 mod info;
 mod maintain;
+mod maps;
 mod merge;
 mod open;
 mod ops;
@@ -25,10 +27,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
+pub use diff::{ChangedIn, DiffCounts, DiffRange, DiffStep};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use info::{ContainerInfo, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
+pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;

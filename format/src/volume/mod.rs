@@ -220,7 +220,7 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Piece> {
 }
 
 /// The runs of set bits in a mask, lowest first, as half-open block ranges.
-fn runs(mask: BlockMask) -> impl Iterator<Item = (u64, u64)> {
+pub(crate) fn runs(mask: BlockMask) -> impl Iterator<Item = (u64, u64)> {
     let mut rest = mask;
     std::iter::from_fn(move || {
         (rest != 0).then(|| {

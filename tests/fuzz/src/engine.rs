@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pitstop_format::check::{CheckReport, Outcome, Severity, check};
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, Disk, Error, OpenMode, VolumeIo};
+use pitstop_format::{Container, Content, Disk, Error, Listing, OpenMode, VolumeIo};
 
 const BLOCK: usize = 4096;
 /// Volumes that are looked at.
@@ -106,7 +106,30 @@ fn shown(container: &Container) -> Shown {
             }
         }
     }
+    told(container, &shown);
     shown
+}
+
+/// What maps and differences say is so, as far as it can be read.
+fn told(container: &Container, shown: &Shown) {
+    let names = names(container);
+    for (name, other) in names.iter().zip(names.iter().cycle().skip(1)) {
+        let Ok(volume) = container.volume(name) else { continue };
+        for at in places(volume.size()).step_by(4) {
+            let Some(block) = shown.get(&(name.clone(), at)) else { continue };
+            if let Ok(step) = container.map(name, at, Listing::Ranges(1)) {
+                let range = step.ranges.first().expect("there is no gap before the end");
+                assert!(range.start == at && step.next.is_none_or(|next| next == at + range.length));
+                assert!(range.content == Content::Data || block.iter().all(|byte| *byte == 0), "{name} at {at}");
+            }
+            let Some(of_other) = shown.get(&(other.clone(), at)) else { continue };
+            if let Ok(step) = container.diff(name, other, at, Listing::Ranges(1)) {
+                let end = step.ranges.first().map_or(step.next.unwrap_or(u64::MAX), |range| range.start);
+                let same = (end - at).min(block.len().min(of_other.len()) as u64) as usize;
+                assert!(block[..same] == of_other[..same], "{name} and {other} at {at}");
+            }
+        }
+    }
 }
 
 fn compare(expected: &Shown, found: &Shown) {

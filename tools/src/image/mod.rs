@@ -15,9 +15,12 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-pub(crate) use self::qcow2::{Qcow2Sink, Qcow2Source};
-pub(crate) use self::raw::{RawSink, RawSource};
+pub(crate) use self::qcow2::Qcow2Sink;
+use self::qcow2::Qcow2Source;
+pub(crate) use self::raw::RawSink;
+use self::raw::RawSource;
 pub(crate) use self::target::{Overwrite, Target, sync_folder};
+use crate::copy::Source;
 use crate::error::{Error, Result};
 
 /// An image format.
@@ -95,7 +98,7 @@ const UNPACK: &str = "unpack it first, or take its bytes as they are with -f raw
 ///
 /// # Errors
 /// A file that begins like another well-known format is refused: as a raw disk it would be garbage.
-pub(crate) fn detect(image: &ImageFile) -> Result<Format> {
+fn detect(image: &ImageFile) -> Result<Format> {
     let mut buf = [0; 512];
     let start = image.start(&mut buf)?;
     if start.starts_with(&header::MAGIC) {
@@ -107,6 +110,19 @@ pub(crate) fn detect(image: &ImageFile) -> Result<Format> {
         Some((_, _, name, advice)) => Err(image.wrong(format!("looks like {name}"), *advice)),
         None => Ok(Format::Raw),
     }
+}
+
+/// The disk in an image of `format`, or of the format that it seems to have.
+pub(crate) fn source(image: ImageFile, format: Option<Format>, backing: Backing) -> Result<(Format, Box<dyn Source>)> {
+    let format = match format {
+        Some(format) => format,
+        None => detect(&image)?,
+    };
+    let source: Box<dyn Source> = match format {
+        Format::Raw => Box::new(RawSource::new(image)),
+        Format::Qcow2 => Box::new(Qcow2Source::open(image, backing)?),
+    };
+    Ok((format, source))
 }
 
 /// Length of a volume that holds an image of `len_bytes`.

@@ -10,8 +10,9 @@ use pitstop_format::{Holder, NewCopy};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Connected, Session, name_of};
+use super::{Connected, STEP_RANGES, Session, Want, name_of};
 use crate::error::{Error, HolderName, Result};
+use crate::maps::{DiffStepView, MapStepView};
 use crate::qmp::{Qmp, QmpError};
 use crate::view::{self, CheckView, ContainerView, LayerView, VolumeView};
 
@@ -143,6 +144,16 @@ impl Session for Daemon {
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView> {
         let force = connected == Connected::Force;
         self.ask_volume("x-pitstop-refresh", json!({ "name": name, "source": source, "force": force }))
+    }
+
+    fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {
+        let only = want == Want::Counts;
+        self.ask("x-pitstop-map", json!({ "name": name, "start": start, "limit": STEP_RANGES, "counts-only": only }))
+    }
+
+    fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
+        let only = want == Want::Counts;
+        self.ask("x-pitstop-diff", json!({ "a": a, "b": b, "start": start, "limit": STEP_RANGES, "counts-only": only }))
     }
 
     fn holder(&self) -> Option<&Holder> {

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, FileDisk, Holder, Maintained, NewCopy};
+use pitstop_format::{Container, FileDisk, Holder, Listing, Maintained, NewCopy};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Access, Connected, Session, mode_of};
+use super::{Access, Connected, STEP_RANGES, Session, Want, mode_of};
 use crate::error::{Error, Result};
+use crate::maps::{DiffStepView, MapStepView};
 use crate::view::{self, ContainerView, LayerView, VolumeView};
 
 /// Most steps of background work (freeing what a deleted volume used) before a command returns; what remains is done by
@@ -106,12 +107,27 @@ impl Session for Direct {
         view(&self.container.refresh(name, source).map_err(self.failed())?)
     }
 
+    fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {
+        view(&self.container.map(name, start, listing(want)).map_err(self.failed())?)
+    }
+
+    fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
+        view(&self.container.diff(a, b, start, listing(want)).map_err(self.failed())?)
+    }
+
     fn holder(&self) -> Option<&Holder> {
         None
     }
 
     fn close(self: Box<Self>) -> Result<()> {
         self.finish()
+    }
+}
+
+fn listing(want: Want) -> Listing {
+    match want {
+        Want::Ranges => Listing::Ranges(STEP_RANGES.into()),
+        Want::Counts => Listing::Counts,
     }
 }
 

@@ -18,12 +18,15 @@ use pitstop_format::{FileDisk, Holder, NewCopy, OpenMode, check, holder_of};
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
 use crate::error::{Error, HolderName, Result};
+use crate::maps::{DiffStepView, MapStepView};
 use crate::view::{CheckView, ContainerView, LayerView, VolumeView};
 
 /// How long a container that another short command holds, or a socket that is not up yet, is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to sleep between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(40);
+/// Ranges in a step: as many as a daemon gives at most.
+const STEP_RANGES: u16 = 4096;
 
 /// What a command wants to do with a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,15 @@ pub(crate) enum Connected {
     Spare,
     /// Do it: the user said `--force`.
     Force,
+}
+
+/// What a step of a map or a difference is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// The ranges, as many as a step gives.
+    Ranges,
+    /// The counts alone.
+    Counts,
 }
 
 /// The operations that every verb uses.
@@ -63,6 +75,10 @@ pub(crate) trait Session {
     fn snapshot_group(&mut self, copies: &[NewCopy]) -> Result<Vec<VolumeView>>;
     /// Makes the existing volume `name` a point-in-time copy of `source`.
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView>;
+    /// A step of a volume's map, from byte `start` on.
+    fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView>;
+    /// A step of the difference of two volumes, from byte `start` on.
+    fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView>;
     /// Who serves the container, when it is not this program.
     fn holder(&self) -> Option<&Holder>;
     /// Ends the session; a container opened here is brought to rest.
@@ -91,7 +107,7 @@ fn open(path: &Path, access: Access) -> Result<Box<dyn Session>> {
     })
 }
 
-/// Opens the container's file itself, for a verb that moves data (`verb`: "imported" or "exported").
+/// Opens the container's file itself, for a verb that moves data (`verb`: "imported", "exported", "compared").
 ///
 /// # Errors
 /// [`Error::HeldByDaemon`] when a daemon holds it.

@@ -5,18 +5,14 @@
 
 use std::path::Path;
 
-use pitstop_format::{Extent, VolumeIo};
-
-use crate::copy::{self, Run, Source};
+use super::source::VolumeSource;
+use crate::copy::{self, Source};
 use crate::error::{Error, Result};
 use crate::image::{Format, Overwrite, Qcow2Sink, RawSink, Target};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::printable;
-use crate::session::{self, Access, Direct};
-
-/// Longest stretch of a volume that is looked at before some of it is copied, in bytes.
-const MAX_LOOK_LEN: u64 = 1 << 30;
+use crate::session::{self, Access};
 
 /// What to export, and as what.
 #[derive(Debug)]
@@ -37,10 +33,8 @@ pub(crate) struct Export<'a> {
 pub(crate) fn run(export: &Export<'_>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
     let session = session::open_direct(export.path, Access::Read, "exported")?;
-    let volume = session.opened().volume(export.name).map_err(session.failed())?;
-    let len_bytes = volume.size();
-    let io = VolumeIo::new(session.opened(), volume);
-    let mut source = VolumeSource { session: &session, io, len_bytes };
+    let mut source = VolumeSource::new(&session, export.name)?;
+    let len_bytes = source.len();
 
     let target = Target::create(export.file, export.overwrite)?;
     let progress = Progress::start(format!("exporting {}", printable(export.name)), len_bytes);
@@ -59,31 +53,4 @@ pub(crate) fn run(export: &Export<'_>) -> Result<()> {
     target.finish()?;
     drop(progress);
     session.finish()
-}
-
-/// The volume being read.
-struct VolumeSource<'a> {
-    session: &'a Direct,
-    io: VolumeIo,
-    len_bytes: u64,
-}
-
-impl Source for VolumeSource<'_> {
-    fn len(&self) -> u64 {
-        self.len_bytes
-    }
-
-    fn run_at(&mut self, offset: u64) -> Result<(Run, u64)> {
-        let end = self.len_bytes.min(offset.saturating_add(MAX_LOOK_LEN));
-        let (extent, len) = self.io.block_status(offset..end).map_err(self.session.failed())?;
-        let run = match extent {
-            Extent::Data => Run::Data,
-            Extent::Zero => Run::Zero,
-        };
-        Ok((run, len))
-    }
-
-    fn read_at(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.io.read_at(buf, offset).map_err(self.session.failed())
-    }
 }

@@ -10,7 +10,7 @@ use pitstop_format::VolumeIo;
 
 use crate::copy::{self, Sink, Source};
 use crate::error::{Error, Result};
-use crate::image::{self, Backing, Format, ImageFile, Qcow2Source, RawSource};
+use crate::image::{self, Backing, Format, ImageFile};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
@@ -44,14 +44,7 @@ pub(crate) fn run(import: &Import<'_>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
     let image = ImageFile::open(import.file)?;
     let len_bytes = image.len_bytes;
-    let format = match import.format {
-        Some(format) => format,
-        None => image::detect(&image)?,
-    };
-    let mut source: Box<dyn Source> = match format {
-        Format::Raw => Box::new(RawSource::new(image)),
-        Format::Qcow2 => Box::new(Qcow2Source::open(image, import.backing)?),
-    };
+    let (format, mut source) = image::source(image, import.format, import.backing)?;
     if format == Format::Raw && source.len() != len_bytes {
         crate::tell(format_args!(
             "{len_bytes} bytes are not whole sectors; the volume is padded with zeros to {}",

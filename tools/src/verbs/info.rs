@@ -7,8 +7,9 @@ use pitstop_format::Holder;
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::maps::MapTotals;
 use crate::render::{self, Output};
-use crate::session::{self, Access};
+use crate::session::{self, Access, Session, Want};
 use crate::view::{ContainerView, LayerView, VolumeView};
 
 #[derive(Serialize)]
@@ -24,6 +25,8 @@ struct ContainerInfo {
 struct VolumeInfo {
     #[serde(flatten)]
     volume: VolumeView,
+    /// How much of it is its own, and was written.
+    map: MapTotals,
     /// Head first.
     layers: Vec<LayerView>,
 }
@@ -35,9 +38,10 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
             let info = session::with(path, Access::Read, |session| {
                 let volume = session.volume(name)?;
                 let layers = chain(volume.head, session.layers()?);
-                Ok(VolumeInfo { volume, layers })
+                let map = count(session, name)?;
+                Ok(VolumeInfo { volume, map, layers })
             })?;
-            render::show(output, &info, |info| render::volume_block(&info.volume, &info.layers))
+            render::show(output, &info, |info| render::volume_block(&info.volume, &info.map, &info.layers))
         }
         None => {
             let info = session::with(path, Access::Read, |session| {
@@ -49,6 +53,18 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
             })
         }
     }
+}
+
+/// The volume's map, counted.
+fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> {
+    let mut totals = MapTotals::default();
+    let mut next = Some(0);
+    while let Some(start) = next {
+        let step = session.map(name, start, Want::Counts)?;
+        totals.add(&step);
+        next = step.next;
+    }
+    Ok(totals)
 }
 
 /// The layers from `head` down to the one without a parent.

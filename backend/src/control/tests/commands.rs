@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pitstop_format::{Listing, VolumeIo};
 use serde_json::{Value, json};
 
 use super::super::fake::{FakeTarget, GOLDEN_BYTES};
@@ -160,6 +161,8 @@ fn every_command_refuses_an_unexpected_argument() {
             "block-export-add" => add_arguments("a"),
             "block-export-del" => json!({"id": "a"}),
             "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
+            "x-pitstop-diff" => json!({"a": "golden", "b": "golden"}),
+            "x-pitstop-map" => json!({"name": "golden"}),
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
             "x-pitstop-volume-delete" => json!({"name": "golden"}),
             "transaction" => json!({"actions": []}),
@@ -215,6 +218,8 @@ fn the_daemons_error_text_is_passed_on_unchanged() {
     let missing = container.volume("nope").unwrap_err().to_string();
     for (command, arguments) in [
         ("x-pitstop-query-volumes", json!({"name": "nope"})),
+        ("x-pitstop-map", json!({"name": "nope"})),
+        ("x-pitstop-diff", json!({"a": "golden", "b": "nope"})),
         ("x-pitstop-snapshot", json!({"source": "nope", "name": "new"})),
         ("x-pitstop-refresh", json!({"name": "golden", "source": "nope"})),
         ("x-pitstop-volume-delete", json!({"name": "nope"})),
@@ -402,4 +407,41 @@ fn a_check_reports_what_the_command_would_and_ends_with_the_daemon() {
     assert_eq!((&report["corruptions"], &report["findings"][0]["id"]), (&json!(1), &json!("CHK-2")));
     bench.context.close_gate();
     assert_eq!(bench.fails("x-pitstop-check", json!({})).desc, "the daemon is shutting down");
+}
+
+// rules: CTL-70 to CTL-72
+#[test]
+fn maps_and_differences_are_listed_in_steps() {
+    let bench = Bench::new();
+    let container = bench.context.target.container();
+    let io = VolumeIo::new(container, container.volume("golden").unwrap());
+    for block in [1, 3, 5] {
+        io.write_at(&[1; 4096], block * 4096).unwrap();
+    }
+    container.create_volume("other", GOLDEN_BYTES).unwrap();
+    let map = bench.run("x-pitstop-map", json!({"name": "golden"})).unwrap();
+    assert_eq!(map, serde_json::to_value(container.map("golden", 0, Listing::Ranges(99)).unwrap()).unwrap());
+    let data = json!({"start": 4096, "length": 4096, "valid": true, "modified": true, "content": "data"});
+    assert_eq!((&map["ranges"][1], &map["next"]), (&data, &Value::Null));
+    let step = bench.run("x-pitstop-map", json!({"name": "golden", "start": 4096, "limit": 2})).unwrap();
+    assert_eq!((&step["ranges"][0], &step["next"]), (&data, &json!(3 * 4096)));
+    let counts = bench.run("x-pitstop-map", json!({"name": "golden", "counts-only": true})).unwrap();
+    assert_eq!((&counts["ranges"], &counts["counts"]["modified-bytes"]), (&json!([]), &json!(3 * 4096)));
+
+    let step = bench.run("x-pitstop-diff", json!({"a": "golden", "b": "other", "limit": 1})).unwrap();
+    let range = json!({"start": 4096, "length": 4096, "changed-in": "a", "a": "data", "b": "zero"});
+    assert_eq!((&step["ranges"], &step["next"]), (&json!([range]), &json!(3 * 4096)));
+    let counts = bench.run("x-pitstop-diff", json!({"a": "other", "b": "golden", "counts-only": true})).unwrap();
+    let expected = json!({"bytes": 3 * 4096, "changed-in-a-bytes": 0, "changed-in-b-bytes": 3 * 4096});
+    assert_eq!((&counts["counts"], &counts["next"]), (&expected, &Value::Null));
+
+    let wrong = |more: Value| bench.fails("x-pitstop-map", with(json!({"name": "golden"}), more)).desc;
+    assert_eq!(wrong(json!({"start": -1})), "Parameter 'start' expects uint64");
+    assert_eq!(wrong(json!({"limit": 70000})), "Parameter 'limit' expects uint16_t");
+    for limit in [0, 4097] {
+        assert_eq!(wrong(json!({"limit": limit})), "limit must be from 1 to 4096");
+    }
+    let beyond = bench.run("x-pitstop-map", json!({"name": "golden", "start": u64::MAX})).unwrap();
+    assert_eq!((&beyond["ranges"], &beyond["next"]), (&json!([]), &Value::Null));
+    assert_eq!(bench.fails("x-pitstop-diff", json!({"a": "golden"})).desc, "Parameter 'b' is missing");
 }

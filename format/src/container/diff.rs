@@ -1,0 +1,163 @@
+//! Differences: where two volumes may hold different bytes.
+//!
+//! Role: compares where the two find each block, step by step. Invariant: every byte that differs lies in a range (MAP-34).
+//! Does not: read data, so that blocks which were written with what they held are listed too.
+
+use serde::Serialize;
+
+use super::Container;
+use super::maps::{Content, LOOKS_PER_STEP, List, Listing, Side, Spot, Spots, placed, same_until};
+use crate::error::Result;
+use crate::units::{BlockMask, ChunkNo};
+
+/// Which of two volumes has a block that the other does not share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangedIn {
+    /// The first.
+    A,
+    /// The second.
+    B,
+    /// Each has one of its own.
+    Both,
+}
+
+/// Bytes in which two volumes may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiffRange {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Who has what the other does not share (MAP-35).
+    pub changed_in: ChangedIn,
+    /// What the first volume has there.
+    pub a: Content,
+    /// What the second volume has there.
+    pub b: Content,
+}
+
+/// Bytes that a step has listed, or would have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiffCounts {
+    /// In all ranges.
+    pub bytes: u64,
+    /// Changed in the first volume, or in both.
+    pub changed_in_a_bytes: u64,
+    /// Changed in the second volume, or in both.
+    pub changed_in_b_bytes: u64,
+}
+
+/// A part of the difference of two volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiffStep {
+    /// Size of the first volume in bytes.
+    pub a_size_bytes: u64,
+    /// Size of the second.
+    pub b_size_bytes: u64,
+    /// Ascending; what lies between them is the same in both.
+    pub ranges: Vec<DiffRange>,
+    /// From the step's beginning to `next`.
+    pub counts: DiffCounts,
+    /// Where the next step begins, if this was not the last.
+    pub next: Option<u64>,
+}
+
+/// What both volumes have in some bytes, if they may differ there.
+type Difference = (ChangedIn, Content, Content);
+
+impl Container {
+    /// Where volumes `a` and `b` may differ, from byte `start` on (MAP-34, MAP-32); blocks for table pages that are not in
+    /// memory.
+    ///
+    /// Errors: as [`Container::map`].
+    pub fn diff(&self, a: &str, b: &str, start: u64, listing: Listing) -> Result<DiffStep> {
+        loop {
+            let sides = self.sides(a, b)?;
+            if let Some(step) = self.diff_step(&sides, start, listing)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// One step, or nothing if a volume got another head before anything was found.
+    fn diff_step(&self, sides: &[Side; 2], start: u64, listing: Listing) -> Result<Option<DiffStep>> {
+        let sizes = [sides[0].head.size, sides[1].head.size];
+        let (common, size) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
+        let mut list = List::new(listing);
+        let mut counts = DiffCounts::default();
+        let (mut at, mut looks) = (start.min(size), 0);
+        'step: while at < size && looks < LOOKS_PER_STEP {
+            let chunk = ChunkNo::containing(at);
+            let mut end = if at < common { common } else { size };
+            let mut found: [Spots; 2] = Default::default();
+            for ((side, size), spots) in sides.iter().zip(sizes).zip(&mut found) {
+                if at < size {
+                    let Some(here) = self.found(side, chunk, &mut looks)? else {
+                        break 'step;
+                    };
+                    *spots = here;
+                    end = end.min(same_until(&side.head, chunk));
+                } else {
+                    spots.push((!0, Spot { content: Content::None, layer: None }));
+                }
+            }
+            for (from, to, difference) in placed(&joined(sides, &found), chunk, at, end) {
+                if let Some(difference) = difference {
+                    if !list.push(from, to, difference) {
+                        break 'step;
+                    }
+                    let len = to - from;
+                    counts.bytes += len;
+                    counts.changed_in_a_bytes += if difference.0 == ChangedIn::B { 0 } else { len };
+                    counts.changed_in_b_bytes += if difference.0 == ChangedIn::A { 0 } else { len };
+                }
+                at = to;
+            }
+        }
+        if at == start && at < size {
+            return Ok(None);
+        }
+        let range = |(start, end, (changed_in, a, b))| {
+            let length: u64 = end - start;
+            DiffRange { start, length, changed_in, a, b }
+        };
+        let ranges = list.ranges.into_iter().map(range).collect();
+        let next = (at < size).then_some(at);
+        Ok(Some(DiffStep { a_size_bytes: sizes[0], b_size_bytes: sizes[1], ranges, counts, next }))
+    }
+}
+
+/// In what the blocks of a chunk may differ.
+fn joined(sides: &[Side; 2], [a, b]: &[Spots; 2]) -> Vec<(BlockMask, Option<Difference>)> {
+    let mut joined = Vec::with_capacity(a.len() + b.len());
+    for (mask_a, of_a) in a {
+        let both = b.iter().map(|(mask_b, of_b)| (mask_a & mask_b, of_b)).filter(|(mask, _)| *mask != 0);
+        joined.extend(both.map(|(mask, of_b)| (mask, difference(sides, of_a, of_b))));
+    }
+    joined
+}
+
+/// What may differ between two blocks (MAP-34, MAP-35).
+fn difference([a, b]: &[Side; 2], of_a: &Spot, of_b: &Spot) -> Option<Difference> {
+    let is_shared = |layer| a.has(layer) && b.has(layer);
+    let (shared_a, shared_b) = (of_a.layer.is_some_and(is_shared), of_b.layer.is_some_and(is_shared));
+    // Two layers that both have are one in the middle of a merge.
+    if (shared_a && shared_b) || of_a.content == of_b.content && of_a.content != Content::Data {
+        return None;
+    }
+    let changed_in = match (of_a.layer.is_some() && !shared_a, of_b.layer.is_some() && !shared_b) {
+        _ if of_a.content == Content::None => ChangedIn::B,
+        _ if of_b.content == Content::None => ChangedIn::A,
+        (true, true) => ChangedIn::Both,
+        (true, false) => ChangedIn::A,
+        (false, true) => ChangedIn::B,
+        // One does not show what both have: its parent does not show through there.
+        (false, false) if shared_b => ChangedIn::A,
+        (false, false) => ChangedIn::B,
+    };
+    Some((changed_in, of_a.content, of_b.content))
+}

@@ -1,0 +1,318 @@
+//! Maps: which blocks of a volume are its own and which were written, and in which two volumes may differ.
+//!
+//! Role: looks at chunk entries, step by step, loading table pages as it goes. Invariant: a step is of one chain of each
+//! volume (MAP-33), and covers every byte that it passes (MAP-30, MAP-34). Does not: read data, hold the engine lock while
+//! it looks, or keep anything between two steps.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+use smallvec::SmallVec;
+
+use super::Container;
+use super::state::State;
+use crate::error::Result;
+use crate::layer::{InLayer, Layer, PageLoad};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN};
+use crate::volume::{VolumeCore, runs};
+
+/// Entries of layers that one step looks at.
+pub(super) const LOOKS_PER_STEP: usize = 256 << 10;
+/// What reading a table page counts for: a step on a slow disk shall not take longer than one in memory by orders.
+const LOOKS_PER_PAGE: usize = 1 << 10;
+
+/// What a step lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// At most so many ranges, but one at least.
+    Ranges(usize),
+    /// Nothing: only the counts are of interest.
+    Counts,
+}
+
+/// What is found in a place without looking at data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Content {
+    /// Data; it may be zeros.
+    Data,
+    /// Zeros, or nothing that any layer has.
+    Zero,
+    /// The volume ends before it.
+    None,
+}
+
+/// Bytes of a volume of which its maps say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MapRange {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// V: found in a layer of the volume's own, or in none.
+    pub valid: bool,
+    /// M: written or zeroed since the volume's last point-in-time event.
+    pub modified: bool,
+    /// What is there; never [`Content::None`].
+    pub content: Content,
+}
+
+/// Bytes that a step has passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MapCounts {
+    /// V is set.
+    pub valid_bytes: u64,
+    /// V is not set: found in layers of others.
+    pub others_bytes: u64,
+    /// M is set.
+    pub modified_bytes: u64,
+    /// Found as data, whoever's it is.
+    pub data_bytes: u64,
+}
+
+/// A part of a volume's maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MapStep {
+    /// The volume's size in bytes.
+    pub size_bytes: u64,
+    /// The volume's head at the step: another one than at the step before says that a command came between them.
+    pub head: LayerId,
+    /// Ascending, without gaps.
+    pub ranges: Vec<MapRange>,
+    /// All bytes from the step's beginning to `next`.
+    pub counts: MapCounts,
+    /// Where the next step begins, if this was not the last.
+    pub next: Option<u64>,
+}
+
+/// A volume as it is at the beginning of a step.
+pub(super) struct Side {
+    core: Arc<VolumeCore>,
+    pub(super) head: Arc<Layer>,
+    /// The layers of its chain, and whether each is its own (LAY-7).
+    chain: HashMap<LayerId, bool>,
+}
+
+/// What is found of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) content: Content,
+    /// Where; `None`: in no layer.
+    pub(super) layer: Option<LayerId>,
+}
+
+/// What is found of the blocks of a chunk: each block is in one of the masks.
+pub(super) type Spots = SmallVec<[(BlockMask, Spot); 8]>;
+
+impl Side {
+    fn new(state: &State, name: &str) -> Result<Self> {
+        let id = state.volume_id(name)?;
+        let core = state.volumes[&id].clone();
+        let head = core.head();
+        Ok(Self { core, head, chain: state.chain(id).into_iter().collect() })
+    }
+
+    /// Whether the volume still has the head of the step's beginning.
+    fn is_current(&self) -> bool {
+        self.core.head().id == self.head.id
+    }
+
+    fn is_own(&self, layer: LayerId) -> bool {
+        self.chain.get(&layer).copied().unwrap_or(false)
+    }
+
+    /// Whether the layer is in the volume's chain.
+    pub(super) fn has(&self, layer: LayerId) -> bool {
+        self.chain.contains_key(&layer)
+    }
+}
+
+impl Container {
+    /// The V and M maps of volume `name` from byte `start` on (MAP-30, MAP-32); blocks for table pages that are not in
+    /// memory.
+    ///
+    /// Errors: [`crate::Error::NoSuchVolume`], [`crate::Error::Io`], [`crate::Error::Corrupt`].
+    pub fn map(&self, name: &str, start: u64, listing: Listing) -> Result<MapStep> {
+        loop {
+            let side = Side::new(&self.shared.lock(), name)?;
+            if let Some(step) = self.map_step(&side, start, listing)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// One step, or nothing if the volume got another head before anything was found.
+    fn map_step(&self, side: &Side, start: u64, listing: Listing) -> Result<Option<MapStep>> {
+        let size = side.head.size;
+        let mut list = List::new(listing);
+        let mut counts = MapCounts::default();
+        let (mut at, mut looks) = (start.min(size), 0);
+        'step: while at < size && looks < LOOKS_PER_STEP {
+            let chunk = ChunkNo::containing(at);
+            let Some(spots) = self.found(side, chunk, &mut looks)? else {
+                break;
+            };
+            let end = same_until(&side.head, chunk).min(size);
+            for (from, to, Spot { content, layer }) in placed(&spots, chunk, at, end) {
+                let valid = layer.is_none_or(|layer| side.is_own(layer));
+                let modified = layer == Some(side.head.id);
+                if !list.push(from, to, (valid, modified, content)) {
+                    break 'step;
+                }
+                *(if valid { &mut counts.valid_bytes } else { &mut counts.others_bytes }) += to - from;
+                counts.modified_bytes += if modified { to - from } else { 0 };
+                counts.data_bytes += if content == Content::Data { to - from } else { 0 };
+                at = to;
+            }
+        }
+        if at == start && at < size {
+            return Ok(None);
+        }
+        let range = |(start, end, (valid, modified, content))| {
+            let length: u64 = end - start;
+            MapRange { start, length, valid, modified, content }
+        };
+        let ranges = list.ranges.into_iter().map(range).collect();
+        let next = (at < size).then_some(at);
+        Ok(Some(MapStep { size_bytes: size, head: side.head.id, ranges, counts, next }))
+    }
+
+    /// Two volumes, both at one instant.
+    pub(super) fn sides(&self, a: &str, b: &str) -> Result<[Side; 2]> {
+        let state = self.shared.lock();
+        Ok([Side::new(&state, a)?, Side::new(&state, b)?])
+    }
+
+    /// Where the blocks of a chunk are found; `None` if the volume got another head meanwhile.
+    pub(super) fn found(&self, side: &Side, chunk: ChunkNo, looks: &mut usize) -> Result<Option<Spots>> {
+        loop {
+            if !side.is_current() {
+                return Ok(None);
+            }
+            match look(&side.head, chunk, looks) {
+                Ok(spots) => return Ok(Some(spots)),
+                Err(load) => {
+                    *looks += LOOKS_PER_PAGE;
+                    self.load_page(load)?;
+                }
+            }
+        }
+    }
+}
+
+/// Finds each block of a chunk in the nearest layer that has it (MAP-1).
+fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut usize) -> std::result::Result<Spots, PageLoad> {
+    let mut spots = Spots::new();
+    let mut want: BlockMask = !0;
+    let mut next = Some(head.clone());
+    while let Some(layer) = next {
+        *looks += 1;
+        // The link before the entry, as for reads: a merge publishes in the child first and unlinks the parent last.
+        let link = layer.link();
+        let (d, z) = match layer.lookup(chunk) {
+            InLayer::Absent => (0, 0),
+            InLayer::AllZero => (0, !0),
+            InLayer::Entry(entry) => {
+                let view = entry.view();
+                (view.d, view.z & !view.d)
+            }
+            InLayer::NeedPage(load) => return Err(PageLoad { want, ..load }),
+        };
+        let through = if link.parent.is_some() { link.mask(chunk) } else { 0 };
+        let here = Some(layer.id);
+        for (mask, content, layer) in [
+            (want & d, Content::Data, here),
+            (want & z, Content::Zero, here),
+            (want & !(d | z) & !through, Content::Zero, None),
+        ] {
+            if mask != 0 {
+                spots.push((mask, Spot { content, layer }));
+            }
+        }
+        want &= !(d | z) & through;
+        next = if want == 0 { None } else { link.parent.clone() };
+    }
+    Ok(spots)
+}
+
+/// The byte up to which all chunks say what `chunk` says, as far as that shows without looking at each: where no layer has
+/// a page for them. Asked after a look at `chunk`: pages come, and never go.
+pub(super) fn same_until(head: &Arc<Layer>, chunk: ChunkNo) -> u64 {
+    let number = u64::from(chunk.0);
+    let after = |entries: u64| (number / entries + 1) * entries;
+    let mut end = after(ENTRIES_PER_TABLE);
+    let mut next = Some(head.clone());
+    while let Some(layer) = next {
+        let link = layer.link();
+        match layer.table(chunk.table()) {
+            Some(table) if table.is_initialised(chunk.page()) => return (number + 1) * SLAB_LEN,
+            Some(_) => end = end.min(after(ENTRIES_PER_PAGE)),
+            None => {}
+        }
+        if link.limit <= chunk.start() {
+            break;
+        }
+        // The chunk in which the parent ceases to show is not like those before it.
+        end = end.min((link.limit / SLAB_LEN).max(number + 1));
+        next = link.parent.clone();
+    }
+    end * SLAB_LEN
+}
+
+/// What is found of a chunk's blocks in ascending order, from byte `start` to `end` or the chunk's end. Where all blocks
+/// are alike, so are those of the chunks up to `end`.
+pub(super) fn placed<T: Copy>(
+    parts: &[(BlockMask, T)],
+    chunk: ChunkNo,
+    start: u64,
+    end: u64,
+) -> SmallVec<[(u64, u64, T); 8]> {
+    let mut placed: SmallVec<[_; 8]> = SmallVec::new();
+    if let [(_, part)] = parts {
+        placed.push((start, end, *part));
+        return placed;
+    }
+    for (mask, part) in parts {
+        placed.extend(runs(*mask).filter_map(|(first, last)| {
+            let from = start.max(chunk.start() + first * BLOCK_LEN);
+            let to = end.min(chunk.start() + last * BLOCK_LEN);
+            (from < to).then_some((from, to, *part))
+        }));
+    }
+    placed.sort_unstable_by_key(|(from, ..)| *from);
+    placed
+}
+
+/// Ranges that are joined as they come.
+pub(super) struct List<K> {
+    listing: Listing,
+    pub(super) ranges: Vec<(u64, u64, K)>,
+}
+
+impl<K: Copy + PartialEq> List<K> {
+    pub(super) fn new(listing: Listing) -> Self {
+        Self { listing, ranges: Vec::new() }
+    }
+
+    /// Adds a range behind the others; false if there is no room for it.
+    pub(super) fn push(&mut self, start: u64, end: u64, kind: K) -> bool {
+        let Listing::Ranges(limit) = self.listing else {
+            return true;
+        };
+        if let Some((_, last, before)) = self.ranges.last_mut()
+            && (*last, *before) == (start, kind)
+        {
+            *last = end;
+            return true;
+        }
+        let has_room = self.ranges.len() < limit.max(1);
+        if has_room {
+            self.ranges.push((start, end, kind));
+        }
+        has_room
+    }
+}
