@@ -6,9 +6,9 @@
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
 
-use crate::copy::{self, Sink, Source};
+use crate::copy::{self, Sink};
 use crate::error::{Error, Result};
-use crate::image::{self, Backing, Format, ImageFile, Qcow2Source, RawSource};
+use crate::image::{self, Backing, Format, ImageFile};
 
 /// Bytes of data that are copied before the copy is ended.
 const ENOUGH: u64 = 8 << 20;
@@ -33,17 +33,6 @@ impl Sink for Nowhere {
     }
 }
 
-fn open(image: ImageFile, forced: Option<Format>) -> Result<Box<dyn Source>> {
-    let format = match forced {
-        Some(format) => format,
-        None => image::detect(&image)?,
-    };
-    Ok(match format {
-        Format::Raw => Box::new(RawSource::new(image)),
-        Format::Qcow2 => Box::new(Qcow2Source::open(image, Backing::Refuse)?),
-    })
-}
-
 /// Imports one image. The first byte says how the rest is spread over the file.
 pub(crate) fn run(data: &[u8]) {
     let (flags, bytes) = data.split_first().map_or((0, data), |(first, rest)| (*first, rest));
@@ -55,8 +44,8 @@ pub(crate) fn run(data: &[u8]) {
     }
     let forced = [None, None, Some(Format::Raw), Some(Format::Qcow2)][usize::from(flags >> 2 & 3)];
     let image = ImageFile::open(file.path()).expect("the file just made");
-    let mut source = match open(image, forced) {
-        Ok(source) if source.len() <= MAX_DISK => source,
+    let mut source = match image::source(image, forced, Backing::Refuse) {
+        Ok((_, source)) if source.len() <= MAX_DISK => source,
         Ok(_) => return,
         Err(error) => {
             assert!(!error.to_string().is_empty());
