@@ -286,6 +286,7 @@ fn stopping_a_ring_drains_it() {
         }
         let base = client.frontend.get_vring_base(0).unwrap() as u16;
         assert_eq!(base, client.queues[0].used_idx(), "what was taken has been completed");
+        assert_eq!(base, client.queues[0].kick_wanted_at(), "whoever serves the ring next may wait for a kick");
         while client.queues[0].take_done().is_some() {}
         client.start_queue(0); // the rest is served after the restart
         while client.queues[0].pending() > 0 {

@@ -158,6 +158,10 @@ impl Worker {
             }
             if stopping && self.tasks.len() == 0 {
                 self.tell_of_failures();
+                // Whoever serves the ring next may be another program, which waits for a kick.
+                if let Err(error) = self.ring.enable_kicks(self.map.memory()) {
+                    log::debug!("{}: {error}", self.name);
+                }
                 return self.ring.next_avail();
             }
             if worked || self.transfers.has_backlog() {

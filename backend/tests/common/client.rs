@@ -334,12 +334,16 @@ impl DriverQueue {
         self.put16(self.avail() + 2, idx);
     }
 
+    /// The index whose head the device wants to be kicked for.
+    pub fn kick_wanted_at(&self) -> u16 {
+        self.get16(self.used() + 4 + u64::from(QUEUE_LEN) * 8)
+    }
+
     /// Kicks if the device asked for it since `before`.
     pub fn kick_if_wanted(&self, before: u16) {
         std::sync::atomic::fence(Ordering::SeqCst);
         let wanted = if self.style.event_idx {
-            let event = self.get16(self.used() + 4 + u64::from(QUEUE_LEN) * 8);
-            self.next_avail.wrapping_sub(event).wrapping_sub(1) < self.next_avail.wrapping_sub(before)
+            self.next_avail.wrapping_sub(self.kick_wanted_at()).wrapping_sub(1) < self.next_avail.wrapping_sub(before)
         } else {
             self.get16(self.used()) & 1 == 0
         };

@@ -153,12 +153,15 @@ impl Frozen {
     }
 }
 
+/// Copies in one group: the engine lock is held while all heads are switched.
+const MAX_COPIES: usize = 1024;
+
 impl State {
     /// Refuses a group of copies that is too large for one batch, before anything has changed (SNP-23).
     fn check_group(&self, copies: usize) -> Result<()> {
         // The batch that freezes changes more slots than the one that publishes: the source's, its frozen layer's, its
         // new head's; a page of new slots may come with either.
-        let most = (self.most_slots() - PER_PAGE as usize) / 3;
+        let most = ((self.most_slots() - PER_PAGE as usize) / 3).min(MAX_COPIES);
         if copies > most { Err(Error::TooManyCopies { copies, most }) } else { Ok(()) }
     }
 

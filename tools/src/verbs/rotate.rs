@@ -48,7 +48,9 @@ pub(crate) fn run(path: &Path, history: &History<'_>, output: Output) -> Result<
 fn rotate(session: &mut dyn Session, history: &History<'_>) -> Result<Rotated> {
     let (volume, before) = add(session, history)?;
     let (mut deleted, mut failed) = (Vec::new(), None);
-    for old in history.outdated(before) {
+    // Of the volume that was copied, whatever its name was a moment ago.
+    let source = volume.origin.as_ref().map(|origin| origin.volume);
+    for old in history.outdated(before, source) {
         match session.delete_volume(&old) {
             Ok(()) => deleted.push(old),
             // Another rotation at the same time has deleted it.
@@ -101,11 +103,9 @@ impl History<'_> {
         format!("{}-{}", self.prefix, spelt(free.map_or(now, |free| free.max(now))))
     }
 
-    /// Names of the copies among `volumes`, the oldest first, that are too many beside a new one.
-    fn outdated(&self, volumes: Vec<VolumeView>) -> Vec<String> {
-        let Some(source) = volumes.iter().find(|volume| volume.name == self.source).map(|volume| volume.id) else {
-            return Vec::new();
-        };
+    /// Names of the copies of volume `source` among `volumes`, the oldest first, that are too many beside a new one.
+    fn outdated(&self, volumes: Vec<VolumeView>, source: Option<u64>) -> Vec<String> {
+        let Some(source) = source else { return Vec::new() };
         let is_of_source = |volume: &VolumeView| volume.origin.as_ref().is_some_and(|origin| origin.volume == source);
         let mut copies: Vec<_> = volumes.into_iter().filter(is_of_source).collect();
         copies.retain(|copy| self.time_in(&copy.name).is_some());
@@ -150,13 +150,13 @@ mod tests {
             volume(11, "daily-20240105T000000.000Z", of_db),
             volume(12, "day-2024-01-06T00:00:00.000Z", of_db),
         ];
-        let outdated = |keep| History { keep, ..HISTORY }.outdated(volumes.clone());
+        let outdated = |keep| History { keep, ..HISTORY }.outdated(volumes.clone(), Some(1));
         let all = ["day-20250301T000000.000Z", "day-20250201T000000.000Z", "day-20250101T000000.000Z"];
         assert_eq!(outdated(1), all);
         assert_eq!(outdated(2), all[..2]);
         assert_eq!(outdated(3), all[..1]);
         assert!(outdated(4).is_empty() && outdated(u32::MAX).is_empty());
-        assert!(History { source: "gone", keep: 1, ..HISTORY }.outdated(volumes.clone()).is_empty());
+        assert!(History { keep: 1, ..HISTORY }.outdated(volumes.clone(), Some(77)).is_empty());
     }
 
     // rule: SNP-25
