@@ -10,23 +10,35 @@ use crate::maps::{ChangedInView, ContentView, DiffRangeView, MapRangeView};
 use crate::render::{self, Output};
 
 /// Bytes of a volume of which the same is said.
-pub(crate) trait Range: Serialize + Copy {
+pub(crate) trait Range: Serialize + Copy + PartialEq {
     /// Heads the table for people.
     const HEADING: &'static str;
-    /// Takes in `next` if it follows at once and says the same.
-    fn join(&mut self, next: &Self) -> bool;
+    /// First byte, and bytes.
+    fn place(&mut self) -> (&mut u64, &mut u64);
     /// Line of the table.
     fn row(&self) -> String;
+
+    /// Takes in `next` if it follows at once and says the same.
+    fn join(&mut self, next: &Self) -> bool {
+        let (start, length) = self.place();
+        let (start, length) = (*start, *length);
+        let mut same = *next;
+        let (next_start, next_length) = same.place();
+        let (follows, more) = (start.checked_add(length) == Some(*next_start), *next_length);
+        (*next_start, *next_length) = (start, length);
+        let joins = follows && same == *self;
+        if joins {
+            *self.place().1 = length.saturating_add(more);
+        }
+        joins
+    }
 }
 
 impl Range for MapRangeView {
     const HEADING: &'static str = "          START          LENGTH  STATE";
 
-    fn join(&mut self, next: &Self) -> bool {
-        let joins = self.start.checked_add(self.length) == Some(next.start)
-            && Self { start: next.start, length: next.length, ..*self } == *next;
-        self.length = self.length.saturating_add(if joins { next.length } else { 0 });
-        joins
+    fn place(&mut self) -> (&mut u64, &mut u64) {
+        (&mut self.start, &mut self.length)
     }
 
     fn row(&self) -> String {
@@ -44,11 +56,8 @@ impl Range for MapRangeView {
 impl Range for DiffRangeView {
     const HEADING: &'static str = "          START          LENGTH  CHANGED IN  A     B";
 
-    fn join(&mut self, next: &Self) -> bool {
-        let joins = self.start.checked_add(self.length) == Some(next.start)
-            && Self { start: next.start, length: next.length, ..*self } == *next;
-        self.length = self.length.saturating_add(if joins { next.length } else { 0 });
-        joins
+    fn place(&mut self) -> (&mut u64, &mut u64) {
+        (&mut self.start, &mut self.length)
     }
 
     fn row(&self) -> String {
