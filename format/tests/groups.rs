@@ -5,25 +5,17 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+mod common;
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{StopOnDrop, StopOnPanic, io, new_container};
 use pitstop_format::check::{Outcome, check};
-use pitstop_format::testing::{Event, Fate, SimDisk};
-use pitstop_format::{Container, CreateOptions, Error, Maintained, NewCopy, OpenMode, SLAB_LEN, VolumeIo};
+use pitstop_format::testing::{Event, Fate};
+use pitstop_format::{Container, Error, Maintained, NewCopy, OpenMode, SLAB_LEN, VolumeIo};
 
 const SIZE: u64 = 4 << 20;
-
-fn container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
-    let disk = SimDisk::new();
-    Container::create(disk.clone(), &CreateOptions { journal_len_bytes, ..CreateOptions::default() }).unwrap();
-    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
-    (disk, container)
-}
-
-fn io(container: &Container, name: &str) -> VolumeIo {
-    VolumeIo::new(container, container.volume(name).unwrap())
-}
 
 fn put(io: &VolumeIo, offset: u64, value: u64) {
     io.write_at(&value.to_le_bytes().repeat(64), offset).unwrap();
@@ -85,7 +77,7 @@ impl Series {
 // rule: SNP-20, SNP-21
 #[test]
 fn a_group_never_has_a_later_write_without_an_earlier_one_on_any_volume_or_queue() {
-    let (disk, container) = container(1 << 20);
+    let (disk, container) = new_container(1 << 20);
     let sources: Vec<_> = (0..VOLUMES).map(|n| format!("v{n}")).collect();
     sources.iter().for_each(|name| drop(container.create_volume(name, SIZE).unwrap()));
     let series: Vec<_> = (0..SERIES).map(Series::new).collect();
@@ -131,28 +123,10 @@ fn a_group_never_has_a_later_write_without_an_earlier_one_on_any_volume_or_queue
     assert!(check(&*disk).unwrap().findings.is_empty());
 }
 
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-struct StopOnPanic<'a>(&'a AtomicBool);
-
-impl Drop for StopOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 // rule: SNP-22
 #[test]
 fn a_crash_at_any_write_leaves_all_copies_of_a_group_or_none() {
-    let (disk, container) = container(SLAB_LEN);
+    let (disk, container) = new_container(SLAB_LEN);
     for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
         container.create_volume(name, SIZE).unwrap();
         put(&io(&container, name), 0, 1 + n as u64);
@@ -198,7 +172,7 @@ fn a_crash_at_any_write_leaves_all_copies_of_a_group_or_none() {
 // rule: SNP-20 — the copies are volumes of one instant, each with its own source's past.
 #[test]
 fn the_copies_of_a_group_have_one_instant_and_each_its_source() {
-    let (_, container) = container(1 << 20);
+    let (_, container) = new_container(1 << 20);
     container.create_volume("a", SIZE).unwrap();
     container.create_volume("b", 2 * SIZE).unwrap();
     put(&io(&container, "a"), 0, 1);
@@ -217,7 +191,7 @@ fn the_copies_of_a_group_have_one_instant_and_each_its_source() {
 // rule: SNP-23
 #[test]
 fn a_group_that_cannot_be_made_changes_nothing() {
-    let (disk, container) = container(SLAB_LEN);
+    let (disk, container) = new_container(SLAB_LEN);
     container.create_volume("a", SIZE).unwrap();
     container.create_volume("b", SIZE).unwrap();
     put(&io(&container, "a"), 0, 1);

@@ -2,29 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use pitstop_format::testing::SimDisk;
-use pitstop_format::{
-    Container, CreateOptions, Error, Maintained, OpenMode, Planned, ReadPlan, SLAB_LEN, VolumeIo, ZeroKind,
-};
+use common::{io, new_container};
+use pitstop_format::{Container, Error, Maintained, OpenMode, Planned, ReadPlan, SLAB_LEN, ZeroKind};
 
 const GIB: u64 = 1 << 30;
 const RUN: Duration = Duration::from_millis(1500);
-
-fn new_container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
-    let disk = SimDisk::new();
-    Container::create(disk.clone(), &CreateOptions { journal_len_bytes, ..CreateOptions::default() }).unwrap();
-    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
-    (disk, container)
-}
-
-fn io(container: &Container, name: &str) -> VolumeIo {
-    VolumeIo::new(container, container.volume(name).unwrap())
-}
 
 fn first_byte(container: &Container, name: &str, offset: u64) -> u8 {
     let mut bytes = [0; 512];

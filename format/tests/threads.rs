@@ -4,9 +4,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use common::{StopOnDrop, StopOnPanic};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{Container, CreateOptions, Maintained, OpenMode, VolumeIo};
 
@@ -119,24 +122,6 @@ fn a_copy_made_among_busy_writers_is_one_instant_of_all_of_them() {
     container.close().unwrap();
     let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
     check_copy(&VolumeIo::new(&container, container.volume("golden").unwrap()), &values);
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-struct StopOnPanic<'a>(&'a AtomicBool);
-
-impl Drop for StopOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 // rule: VOL-12 — commands from several threads run one after the other and never meet half-done work.

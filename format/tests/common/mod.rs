@@ -6,6 +6,44 @@
 pub mod compare;
 pub mod promises;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pitstop_format::testing::SimDisk;
+use pitstop_format::{Container, CreateOptions, OpenMode, VolumeIo};
+
+/// An empty container on a simulated disk, open for writing.
+pub fn new_container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions { journal_len_bytes, ..CreateOptions::default() }).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    (disk, container)
+}
+
+pub fn io(container: &Container, name: &str) -> VolumeIo {
+    VolumeIo::new(container, container.volume(name).unwrap())
+}
+
+/// Ends what goes on until told to stop, however the test's part that it belongs to ends.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The same, but only where that part fails.
+pub struct StopOnPanic<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Bytes in a sector, the unit in which the model keeps values.
 pub const SECTOR: u64 = 512;
 
