@@ -205,9 +205,9 @@ impl Transfers {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether something waits for room that only a completion, or time, can give.
-    pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+    /// Whether something waits for room though nothing is under way whose end would give it.
+    pub(crate) fn is_held_up(&self) -> bool {
+        !self.backlog.is_empty() && self.on_ring == 0
     }
 
     fn bring_to_ring(&mut self, id: usize) -> io::Result<bool> {

@@ -164,7 +164,7 @@ impl Worker {
                 }
                 return self.ring.next_avail();
             }
-            if worked || self.transfers.has_backlog() {
+            if worked || self.transfers.is_held_up() {
                 self.polling.worked();
             } else if self.tasks.len() == 0 && self.polling.goes_on() {
                 std::hint::spin_loop();

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyWrite, Request,
-    TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 /// Name of the file.
@@ -201,6 +202,15 @@ fn attr(ino: INodeNo, kind: FileType, size: u64) -> FileAttr {
 struct Served(Arc<State>);
 
 impl Filesystem for Served {
+    /// As a disk does, requests are taken before others have ended: otherwise the kernel waits within the submission.
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let asked = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).is_ok();
+        if !asked || config.set_max_background(1024).is_err() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(())
+    }
+
     fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name == FILE {
             reply.entry(&Duration::ZERO, &self.0.attr(), Generation(0));
