@@ -1,8 +1,8 @@
-//! A vhost-user-blk device as the client sees it: queues and memory for data.
+//! A vhost-user-blk device as the client sees it: queues and memory for data; and what a load asks of any disk.
 //!
 //! Does not: know what load is put on it.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,14 +12,44 @@ use virtio_driver::{
 
 use crate::Result;
 
+/// What the client remembers of a request under way: its slot.
+pub(crate) type Slot = u32;
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Flush,
+}
+
+/// A disk that a load can be put on. Each request has a slot of its own for its data until it has ended.
+pub(crate) trait Target {
+    /// Bytes of the disk.
+    fn size(&self) -> u64;
+    /// The bytes of a slot of which no request is under way.
+    fn slot_bytes(&mut self, slot: Slot) -> &mut [u8];
+    /// Puts a request for the `len` bytes from `offset` on into a queue; for no more than a slot has.
+    fn send(&mut self, queue: usize, slot: Slot, kind: Kind, offset: u64, len: usize) -> Result<()>;
+    /// Tells the other side of new requests in a queue, if it wants to be told.
+    fn kick_if_wanted(&mut self, queue: usize) -> Result<()>;
+    /// A request that has ended, and 0 or the negative number of its error.
+    fn take(&mut self, queue: usize) -> Option<(Slot, i32)>;
+    /// Sleeps until some request has ended; false if one had ended before.
+    fn sleep(&mut self) -> Result<bool>;
+    /// How often the other side was told.
+    fn kicks(&self) -> u64;
+}
+
 /// Memory shared with the backend, at an address that stays.
-struct SharedMemory {
+pub(crate) struct SharedMemory {
     address: *mut u8,
     len: usize,
 }
 
 impl SharedMemory {
-    fn new(len: usize) -> Result<(Self, std::fs::File)> {
+    /// `len` bytes of zeros, and the file behind them.
+    pub(crate) fn new(len: usize) -> Result<(Self, std::fs::File)> {
         let file = tempfile::tempfile_in("/dev/shm")?;
         file.set_len(len as u64)?;
         let (read_write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
@@ -30,6 +60,23 @@ impl SharedMemory {
         }
         Ok((SharedMemory { address: address.cast(), len }, file))
     }
+
+    /// The address of a slot's data. Slots are whole and do not overlap.
+    pub(crate) fn slot(&self, slot: Slot, slot_len: usize) -> *mut u8 {
+        let at = slot as usize * slot_len;
+        assert!(at + slot_len <= self.len);
+        // SAFETY: within the mapping, as just asserted.
+        unsafe { self.address.add(at) }
+    }
+
+    /// The bytes of a slot.
+    ///
+    /// # Safety
+    /// Nobody else uses them for as long.
+    pub(crate) unsafe fn slot_bytes(&mut self, slot: Slot, slot_len: usize) -> &mut [u8] {
+        // SAFETY: `slot` is within the mapping, which lives as long as `self`; the caller vouches for the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.slot(slot, slot_len), slot_len) }
+    }
 }
 
 impl Drop for SharedMemory {
@@ -39,38 +86,23 @@ impl Drop for SharedMemory {
     }
 }
 
-/// What the client remembers of a request under way: its slot.
-pub(crate) type Slot = u32;
-
 /// One queue and what it signals with.
-pub(crate) struct Queue {
-    pub(crate) ring: VirtioBlkQueue<'static, Slot>,
+struct Queue {
+    ring: VirtioBlkQueue<'static, Slot>,
     kick: Box<dyn QueueNotifier>,
     call: Arc<EventFd>,
     /// How often the backend was kicked.
-    pub(crate) kicks: u64,
-}
-
-impl Queue {
-    /// Tells the backend of new requests, if it wants to be told.
-    pub(crate) fn kick_if_wanted(&mut self) -> Result<()> {
-        if self.ring.avail_notif_needed() {
-            self.kicks += 1;
-            self.kick.notify()?;
-        }
-        Ok(())
-    }
+    kicks: u64,
 }
 
 /// A connected device.
 pub(crate) struct Device {
     // Dropped first: the queues lie in the transport's memory.
-    pub(crate) queues: Vec<Queue>,
+    queues: Vec<Queue>,
     _transport: Box<VirtioBlkTransport>,
     memory: SharedMemory,
     slot_len: usize,
-    /// Bytes of the disk.
-    pub(crate) size: u64,
+    size: u64,
 }
 
 impl Device {
@@ -95,40 +127,84 @@ impl Device {
         let queues = rings.into_iter().zip(0..).map(queue).collect();
         Ok(Device { queues, _transport: transport, memory, slot_len, size })
     }
+}
 
-    /// The address of a slot's data. Slots are whole and do not overlap.
-    pub(crate) fn slot(&self, slot: Slot) -> *mut u8 {
-        let at = slot as usize * self.slot_len;
-        assert!(at + self.slot_len <= self.memory.len);
-        // SAFETY: within the mapping, as just asserted.
-        unsafe { self.memory.address.add(at) }
+impl Target for Device {
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    /// The bytes of a slot of which no request is under way.
-    pub(crate) fn slot_bytes(&mut self, slot: Slot) -> &mut [u8] {
-        // SAFETY: `slot` is within the mapping, which lives as long as `self` and is borrowed with it; the caller says
-        // that the backend does not use it now.
-        unsafe { std::slice::from_raw_parts_mut(self.slot(slot), self.slot_len) }
+    fn slot_bytes(&mut self, slot: Slot) -> &mut [u8] {
+        // SAFETY: the backend does not use the slot's bytes now.
+        unsafe { self.memory.slot_bytes(slot, self.slot_len) }
     }
 
-    /// Sleeps until the backend has signalled some queue.
-    pub(crate) fn wait(&self) -> Result<()> {
-        let fd = |queue: &Queue| libc::pollfd { fd: queue.call.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let mut fds: Vec<_> = self.queues.iter().map(fd).collect();
-        // SAFETY: `fds` is a live array of that length.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, PATIENCE_MS) };
-        match ready {
-            0 => return Err(format!("the backend has not answered for {PATIENCE_MS} ms").into()),
-            ready if ready < 0 => return Err(std::io::Error::last_os_error().into()),
-            _ => {}
-        }
-        for (queue, fd) in self.queues.iter().zip(&fds) {
-            if fd.revents != 0 {
-                queue.call.read()?;
-            }
+    fn send(&mut self, queue: usize, slot: Slot, kind: Kind, offset: u64, len: usize) -> Result<()> {
+        assert!(len <= self.slot_len);
+        let data = self.memory.slot(slot, self.slot_len);
+        let ring = &mut self.queues[queue].ring;
+        match kind {
+            // SAFETY: the slot's bytes are in the shared mapping, and no other request uses them until this one has
+            // ended.
+            Kind::Read => unsafe { ring.read_raw(offset, data, len, slot) },
+            // SAFETY: as for a read.
+            Kind::Write => unsafe { ring.write_raw(offset, data.cast_const(), len, slot) },
+            Kind::Flush => ring.flush(slot),
+        }?;
+        Ok(())
+    }
+
+    fn kick_if_wanted(&mut self, queue: usize) -> Result<()> {
+        let queue = &mut self.queues[queue];
+        if queue.ring.avail_notif_needed() {
+            queue.kicks += 1;
+            queue.kick.notify()?;
         }
         Ok(())
     }
+
+    fn take(&mut self, queue: usize) -> Option<(Slot, i32)> {
+        let completion = self.queues[queue].ring.completions().next()?;
+        Some((completion.context, completion.ret))
+    }
+
+    fn sleep(&mut self) -> Result<bool> {
+        let mut completed = false;
+        for queue in &mut self.queues {
+            queue.ring.set_used_notif_enabled(true);
+            completed |= queue.ring.completions().has_next();
+        }
+        if !completed {
+            let calls: Vec<&EventFd> = self.queues.iter().map(|queue| &*queue.call).collect();
+            wait_for(&calls)?;
+        }
+        for queue in &mut self.queues {
+            queue.ring.set_used_notif_enabled(false);
+        }
+        Ok(!completed)
+    }
+
+    fn kicks(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.kicks).sum()
+    }
+}
+
+/// Sleeps until one of `events` is signalled, and takes the signals.
+pub(crate) fn wait_for<T: AsRawFd>(events: &[&T]) -> Result<()> {
+    let fd = |event: &&T| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut fds: Vec<_> = events.iter().map(fd).collect();
+    // SAFETY: `fds` is a live array of that length.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, PATIENCE_MS) };
+    match ready {
+        0 => return Err(format!("the backend has not answered for {PATIENCE_MS} ms").into()),
+        ready if ready < 0 => return Err(std::io::Error::last_os_error().into()),
+        _ => {}
+    }
+    for fd in fds.iter().filter(|fd| fd.revents != 0) {
+        // SAFETY: the descriptor is that of an event in `events`, which is open.
+        rustix::io::read(unsafe { BorrowedFd::borrow_raw(fd.fd) }, &mut [0; 8])?;
+    }
+    Ok(())
 }
 
 /// Longest time without any completion.

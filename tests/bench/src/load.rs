@@ -12,7 +12,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::device::{Device, Slot};
+use crate::device::{Device, Kind, Slot, Target};
+use crate::handover::HandOver;
 
 mod pattern;
 mod verify;
@@ -36,8 +37,11 @@ pub(crate) enum Pattern {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
     /// The backend's vhost-user socket
-    #[arg(long)]
-    pub(crate) socket: PathBuf,
+    #[arg(long, required_unless_present = "file")]
+    socket: Option<PathBuf>,
+    /// No backend: hand the requests to another thread, which does them on this file
+    #[arg(long, conflicts_with_all = ["socket", "queues"])]
+    file: Option<PathBuf>,
     /// Queues to use
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: usize,
@@ -127,13 +131,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-    Flush,
-}
-
 /// A request under way.
 #[derive(Clone, Copy)]
 struct Request {
@@ -144,7 +141,7 @@ struct Request {
 
 struct Load<'a> {
     options: &'a Options,
-    device: Device,
+    target: Box<dyn Target>,
     places: Places,
     random: Random,
     verifier: Option<Verifier>,
@@ -187,21 +184,28 @@ impl<'a> Load<'a> {
             return Err("depth must be 341 at most".into());
         }
         let slots = options.depth * options.queues;
-        let mut device = Device::connect(&options.socket, options.queues, descriptors as u16, slots, block as usize)?;
-        let end = options.range.map_or(device.size, |range| options.offset.saturating_add(range));
-        if end > device.size || options.offset + block > end {
-            return Err(format!("the disk has {} bytes, which is less than the range asked for", device.size).into());
+        let mut target: Box<dyn Target> = match (&options.socket, &options.file) {
+            (Some(socket), _) => {
+                Box::new(Device::connect(socket, options.queues, descriptors as u16, slots, block as usize)?)
+            }
+            (None, Some(file)) => Box::new(HandOver::open(file, slots, block as usize)?),
+            (None, None) => return Err("neither a socket nor a file to put load on".into()),
+        };
+        let size = target.size();
+        let end = options.range.map_or(size, |range| options.offset.saturating_add(range));
+        if end > size || options.offset + block > end {
+            return Err(format!("the disk has {size} bytes, which is less than the range asked for").into());
         }
         let mut random = Random::new(options.seed);
         for slot in 0..slots as Slot {
-            random.fill(device.slot_bytes(slot));
+            random.fill(target.slot_bytes(slot));
         }
         let places = Places::new(options.pattern, options.offset, (end - options.offset) / block, block, &mut random);
         let of_queue =
             |queue: usize| (0..options.depth).rev().map(|n| (queue * options.depth + n) as Slot).collect::<Vec<_>>();
         Ok(Load {
             options,
-            device,
+            target,
             places,
             random,
             verifier: options.verify.then(|| Verifier::new(options.seed)),
@@ -293,7 +297,7 @@ impl<'a> Load<'a> {
             at: Instant::now(),
             client_cpu: cpu_seconds(None)?,
             backend_cpu: self.options.pid.map(|pid| cpu_seconds(Some(pid))).transpose()?,
-            kicks: self.device.queues.iter().map(|queue| queue.kicks).sum(),
+            kicks: self.target.kicks(),
         })
     }
 
@@ -309,7 +313,7 @@ impl<'a> Load<'a> {
                 self.send(queue, slot, kind, offset)?;
                 sent += 1;
             }
-            self.device.queues[queue].kick_if_wanted()?;
+            self.target.kick_if_wanted(queue)?;
         }
         Ok(sent)
     }
@@ -337,24 +341,15 @@ impl<'a> Load<'a> {
     }
 
     fn send(&mut self, queue: usize, slot: Slot, kind: Kind, offset: u64) -> Result<()> {
-        let block = self.options.block_size as usize;
         if let Some(verifier) = &mut self.verifier {
             match kind {
-                Kind::Write => verifier.begin_write(offset, self.device.slot_bytes(slot)),
+                Kind::Write => verifier.begin_write(offset, self.target.slot_bytes(slot)),
                 Kind::Read => verifier.begin_read(offset),
                 Kind::Flush => {}
             }
         }
-        let data = self.device.slot(slot);
-        let ring = &mut self.device.queues[queue].ring;
-        match kind {
-            // SAFETY: the slot is `block` bytes of the shared mapping, and no other request uses it until this one has
-            // ended.
-            Kind::Read => unsafe { ring.read_raw(offset, data, block, slot) },
-            // SAFETY: as for a read.
-            Kind::Write => unsafe { ring.write_raw(offset, data.cast_const(), block, slot) },
-            Kind::Flush => ring.flush(slot),
-        }?;
+        let len = self.options.block_size as usize;
+        self.target.send(queue, slot, kind, offset, len)?;
         self.requests[slot as usize] = Some(Request { kind, offset, since: Instant::now() });
         self.under_way += 1;
         Ok(())
@@ -363,12 +358,12 @@ impl<'a> Load<'a> {
     fn take_completions(&mut self) -> Result<usize> {
         let mut ended = 0;
         for queue in 0..self.free.len() {
-            while let Some(completion) = self.device.queues[queue].ring.completions().next() {
-                if completion.ret != 0 {
-                    return Err(format!("a request failed with errno {}", -completion.ret).into());
+            while let Some((slot, result)) = self.target.take(queue) {
+                if result != 0 {
+                    return Err(format!("a request failed with errno {}", -result).into());
                 }
-                self.end(completion.context)?;
-                self.free[queue].push(completion.context);
+                self.end(slot)?;
+                self.free[queue].push(slot);
                 ended += 1;
             }
         }
@@ -382,7 +377,7 @@ impl<'a> Load<'a> {
         self.under_way -= 1;
         if let Some(verifier) = &mut self.verifier {
             match request.kind {
-                Kind::Read => verifier.end_read(request.offset, self.device.slot_bytes(slot))?,
+                Kind::Read => verifier.end_read(request.offset, self.target.slot_bytes(slot))?,
                 Kind::Write => verifier.end_write(request.offset),
                 Kind::Flush => {}
             }
@@ -421,18 +416,7 @@ impl<'a> Load<'a> {
             std::thread::sleep(Duration::from_micros(100));
             return Ok(());
         }
-        let mut completed = false;
-        for queue in &mut self.device.queues {
-            queue.ring.set_used_notif_enabled(true);
-            completed |= queue.ring.completions().has_next();
-        }
-        if !completed {
-            self.wakes += 1;
-            self.device.wait()?;
-        }
-        for queue in &mut self.device.queues {
-            queue.ring.set_used_notif_enabled(false);
-        }
+        self.wakes += u64::from(self.target.sleep()?);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod crowd;
 mod device;
 mod files;
 mod fio;
+mod handover;
 mod load;
 mod machine;
 mod numbers;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::device::Device;
+use crate::device::{self, Device, Target};
 use crate::load::{Measured, cpu_seconds};
 use crate::place::{Place, Results};
 use crate::qmp::Qmp;
@@ -286,11 +286,9 @@ fn idle(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
     let mut guests = Vec::new();
     for socket in &server.sockets {
         let mut guest = Device::connect(socket, 1, 128, 1, 4096)?;
-        let data = guest.slot(0);
-        // SAFETY: the slot is 4096 bytes of the mapping, which nothing else uses.
-        unsafe { guest.queues[0].ring.read_raw(0, data, 4096, 0) }?;
-        guest.queues[0].kick_if_wanted()?;
-        guest.wait()?;
+        guest.send(0, 0, device::Kind::Read, 0, 4096)?;
+        guest.kick_if_wanted(0)?;
+        guest.sleep()?;
         guests.push(guest);
     }
     // What follows from connecting is over.

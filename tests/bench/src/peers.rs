@@ -89,17 +89,19 @@ impl Site {
     /// Makes all that a run needs and that lasts for several.
     pub(crate) fn prepare(&mut self, backend: Backend, contents: Contents) -> Result<()> {
         match (backend, contents) {
-            (Backend::Fio | Backend::FioBatched | Backend::QsdRaw | Backend::QsdOverlay, _) => self.raw().map(drop),
+            (Backend::Fio | Backend::FioBatched | Backend::HandOver | Backend::QsdRaw | Backend::QsdOverlay, _) => {
+                self.raw().map(drop)
+            }
             (Backend::QsdQcow2, _) => self.qcow2().map(drop),
             (Backend::Pitstop, Contents::Own | Contents::Refreshed) => self.container().map(drop),
             (Backend::NullCo, _) | (Backend::Pitstop, Contents::Fresh) => Ok(()),
         }
     }
 
-    /// Starts `backend` on a volume with `contents`; not for fio, which is none.
+    /// Starts `backend` on a volume with `contents`; not for those that are none.
     pub(crate) fn start(&mut self, backend: Backend, contents: Contents) -> Result<Served> {
         let served = match backend {
-            Backend::Fio | Backend::FioBatched => Err("fio serves nothing".into()),
+            Backend::Fio | Backend::FioBatched | Backend::HandOver => Err("no backend, which serves nothing".into()),
             Backend::QsdRaw => {
                 let node = self.file_node("disk", &self.place.file("disk.raw"));
                 self.storage_daemon(&[node])

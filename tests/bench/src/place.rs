@@ -55,13 +55,21 @@ impl Place {
         self.start_load(socket, pid, options)?.wait()
     }
 
+    /// The same on a file, by a thread of the load's own process.
+    pub(crate) fn load_file(&self, file: &Path, options: &[&str]) -> Result<Measured> {
+        self.spawn_load("--file", file, options)?.wait()
+    }
+
     /// Starts a load that goes on beside others.
     pub(crate) fn start_load(&self, socket: &Path, pid: Option<u32>, options: &[&str]) -> Result<RunningLoad> {
+        let pid = pid.map(|pid| format!("--pid={pid}"));
+        let options: Vec<&str> = options.iter().copied().chain(pid.as_deref()).collect();
+        self.spawn_load("--socket", socket, &options)
+    }
+
+    fn spawn_load(&self, target: &str, path: &Path, options: &[&str]) -> Result<RunningLoad> {
         let mut command = Command::new(&self.bench);
-        command.arg("load").arg("--socket").arg(socket).args(options).stdin(Stdio::null());
-        if let Some(pid) = pid {
-            command.args(["--pid", &pid.to_string()]);
-        }
+        command.arg("load").arg(target).arg(path).args(options).stdin(Stdio::null());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         Ok(RunningLoad(child))
     }

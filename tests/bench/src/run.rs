@@ -189,10 +189,15 @@ fn measure(options: &Options, site: &mut Site, work: &Work, backend: Backend, re
     match backend {
         Backend::Fio => fio::run(&site.raw()?, shape, Batching::Single, seconds, ramp),
         Backend::FioBatched => fio::run(&site.raw()?, shape, Batching::Sixteen, seconds, ramp),
+        Backend::HandOver => {
+            let arguments = load_arguments(shape, seconds, ramp, repetition);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let file = site.raw()?;
+            Ok(serde_json::to_value(site.place().load_file(&file, &arguments)?)?)
+        }
         Backend::QsdRaw | Backend::QsdQcow2 | Backend::QsdOverlay | Backend::NullCo | Backend::Pitstop => {
             let served = site.start(backend, work.contents)?;
-            let mut arguments = load_arguments(shape, seconds, ramp);
-            arguments.push(format!("--seed={}", repetition + 1));
+            let arguments = load_arguments(shape, seconds, ramp, repetition);
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let measured = site.place().load(&served.socket, Some(served.process.pid()), &arguments)?;
             if shape.total_len_bytes.is_some() && measured.ended == "time" {
@@ -207,7 +212,7 @@ fn measure(options: &Options, site: &mut Site, work: &Work, backend: Backend, re
     }
 }
 
-fn load_arguments(shape: Shape, seconds: f64, ramp: f64) -> Vec<String> {
+fn load_arguments(shape: Shape, seconds: f64, ramp: f64, repetition: u32) -> Vec<String> {
     let pattern = match shape.pattern {
         Pattern::Random => "random",
         Pattern::Sequential => "sequential",
@@ -219,6 +224,7 @@ fn load_arguments(shape: Shape, seconds: f64, ramp: f64) -> Vec<String> {
         format!("--depth={}", shape.depth),
         format!("--read-percent={}", shape.read_percent),
         format!("--flush-every={}", shape.flush_every),
+        format!("--seed={}", repetition + 1),
     ];
     match shape.total_len_bytes {
         Some(len) => arguments.extend([

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use crate::Result;
-use crate::device::{Device, Slot};
+use crate::device::{Device, Kind, Slot, Target};
 use crate::load::Random;
 
 const PACKAGES: u64 = 400;
@@ -111,17 +111,15 @@ pub(crate) fn play(socket: &Path, steps: &[Step], depth: usize) -> Result<()> {
         match *step {
             Step::Write { offset, len } => {
                 let slot = guest.slot()?;
-                let data = guest.device.slot(slot).cast_const();
-                // SAFETY: `len` bytes of a slot that no other request uses until this one has ended.
-                unsafe { guest.device.queues[0].ring.write_raw(offset, data, len as usize, slot) }?;
+                guest.device.send(0, slot, Kind::Write, offset, len as usize)?;
             }
             Step::Flush => {
                 guest.drain()?;
                 let slot = guest.slot()?;
-                guest.device.queues[0].ring.flush(slot)?;
+                guest.device.send(0, slot, Kind::Flush, 0, 0)?;
             }
         }
-        guest.device.queues[0].kick_if_wanted()?;
+        guest.device.kick_if_wanted(0)?;
         if *step == Step::Flush {
             guest.drain()?;
         }
@@ -156,16 +154,12 @@ impl Guest {
 
     /// Takes what has completed; sleeps until something has.
     fn take_completions(&mut self) -> Result<()> {
-        let ring = &mut self.device.queues[0].ring;
-        ring.set_used_notif_enabled(true);
-        if !ring.completions().has_next() {
-            self.device.wait()?;
-        }
-        for completion in self.device.queues[0].ring.completions() {
-            if completion.ret != 0 {
-                return Err(format!("a request failed with errno {}", -completion.ret).into());
+        self.device.sleep()?;
+        while let Some((slot, result)) = self.device.take(0) {
+            if result != 0 {
+                return Err(format!("a request failed with errno {}", -result).into());
             }
-            self.free.push(completion.context);
+            self.free.push(slot);
         }
         Ok(())
     }

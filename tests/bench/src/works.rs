@@ -29,6 +29,8 @@ pub(crate) enum Backend {
     Fio,
     /// The same with 16 requests a system call.
     FioBatched,
+    /// The raw file by way of another thread, and nothing more: what no backend that sleeps can pass.
+    HandOver,
     /// qemu-storage-daemon on a raw file.
     QsdRaw,
     /// qemu-storage-daemon on a qcow2 image with clusters of 64 KiB.
@@ -47,6 +49,7 @@ impl Backend {
         match self {
             Backend::Fio => "fio",
             Backend::FioBatched => "fio-batched",
+            Backend::HandOver => "hand-over",
             Backend::QsdRaw => "qsd-raw",
             Backend::QsdQcow2 => "qsd-qcow2",
             Backend::QsdOverlay => "qsd-extl2",
@@ -125,7 +128,7 @@ const FIRST: Shape = Shape { pattern: Pattern::Once, total_len_bytes: Some(128 <
 
 /// Every work of the data path.
 pub(crate) const WORKS: &[Work] = {
-    use Backend::{Fio, FioBatched, NullCo, Pitstop, QsdOverlay, QsdQcow2, QsdRaw};
+    use Backend::{Fio, FioBatched, HandOver, NullCo, Pitstop, QsdOverlay, QsdQcow2, QsdRaw};
     const fn own(name: &'static str, shape: Shape, backends: &'static [Backend]) -> Work {
         Work { name, area: Area::Disk, contents: Contents::Own, shape, backends }
     }
@@ -133,14 +136,18 @@ pub(crate) const WORKS: &[Work] = {
         Work { name, area: Area::Disk, contents: Contents::Refreshed, shape, backends }
     }
     &[
-        own("randread-4k-d32", READ, &[Fio, FioBatched, QsdRaw, QsdQcow2, Pitstop]),
+        own("randread-4k-d32", READ, &[Fio, FioBatched, HandOver, QsdRaw, QsdQcow2, Pitstop]),
         refreshed("randread-4k-d32-virtual", READ, &[QsdOverlay, Pitstop]),
-        own("randread-4k-d1", Shape { depth: 1, ..READ }, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
-        own("randwrite-4k-d1", Shape { depth: 1, ..WRITE }, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
-        own("randwrite-4k-d32", WRITE, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
-        own("read-128k-d8", STREAM, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
-        own("write-128k-d8", Shape { read_percent: 0, ..STREAM }, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
-        own("randwrite-4k-d1-flush", Shape { depth: 1, flush_every: 1, ..WRITE }, &[Fio, QsdRaw, QsdQcow2, Pitstop]),
+        own("randread-4k-d1", Shape { depth: 1, ..READ }, &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop]),
+        own("randwrite-4k-d1", Shape { depth: 1, ..WRITE }, &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop]),
+        own("randwrite-4k-d32", WRITE, &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop]),
+        own("read-128k-d8", STREAM, &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop]),
+        own("write-128k-d8", Shape { read_percent: 0, ..STREAM }, &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop]),
+        own(
+            "randwrite-4k-d1-flush",
+            Shape { depth: 1, flush_every: 1, ..WRITE },
+            &[Fio, HandOver, QsdRaw, QsdQcow2, Pitstop],
+        ),
         refreshed("first-4k-d32", FIRST, &[QsdOverlay, Pitstop]),
         Work {
             name: "first-4k-d32-fresh",
@@ -160,7 +167,7 @@ pub(crate) const WORKS: &[Work] = {
             area: Area::Memory,
             contents: Contents::Own,
             shape: READ,
-            backends: &[NullCo, QsdRaw, Pitstop],
+            backends: &[NullCo, Fio, HandOver, QsdRaw, Pitstop],
         },
         Work {
             name: "tmpfs-first-4k-d32",
