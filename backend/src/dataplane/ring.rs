@@ -68,9 +68,10 @@ impl Ring {
         self.uring.completion().len()
     }
 
-    /// Takes all completions: user data and result.
-    pub(crate) fn take_completions(&mut self, into: &mut Vec<(u64, i32)>) {
-        into.extend(self.uring.completion().map(|entry: cqueue::Entry| (entry.user_data(), entry.result())));
+    /// Takes completions, `most` of them at most: user data and result.
+    pub(crate) fn take_completions(&mut self, most: usize, into: &mut Vec<(u64, i32)>) {
+        let taken = self.uring.completion().take(most);
+        into.extend(taken.map(|entry: cqueue::Entry| (entry.user_data(), entry.result())));
     }
 }
 

@@ -45,7 +45,7 @@ impl Scene {
         while results.len() < started {
             self.transfers.submit().unwrap();
             self.transfers.ring().wait().unwrap();
-            self.transfers.ring().take_completions(&mut completions);
+            self.transfers.ring().take_completions(usize::MAX, &mut completions);
             for (id, result) in completions.drain(..) {
                 results.extend(self.transfers.completed(id as usize, result).map(|finished| finished.result));
             }

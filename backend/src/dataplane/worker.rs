@@ -1,6 +1,6 @@
 //! A queue's thread: takes heads, moves tasks on, gives answers back, polls a little, sleeps.
 //!
-//! Each turn of the loop takes all completions and all offered heads, then makes all answers visible with one index
+//! Each turn of the loop takes some completions and some offered heads, then makes all answers visible with one index
 //! store, notifies once, and enters the kernel once. Invariant: every head taken is given back exactly once, its status
 //! byte written before (in [`Worker::answer`], the only place that does). When the ring or the memory turns out broken,
 //! the queue takes no more heads, finishes what it has, and tells the session to end.
@@ -39,12 +39,13 @@ const BELL: u64 = u64::MAX - 1;
 const CALL: u64 = u64::MAX - 2;
 const TIMER: u64 = u64::MAX - 3;
 
-/// Most heads taken in one turn, and most bytes of data they may carry: between turns what was taken is submitted, answers
-/// become visible, completions are taken and a stop is seen, whatever the guest offers. Few, so that the storage begins
-/// with the first while the next are planned.
-const MAX_TURN_HEADS: usize = 4;
+/// Most completions and most heads taken in one turn, and most bytes of data these may carry: between turns what was taken
+/// is submitted, answers become visible, and a stop is seen, whatever the guest offers. Few, so that the guest wakes up
+/// with the first answers while the others are given, and the storage begins with the first heads while the next are
+/// planned.
+const MAX_TURN: usize = 4;
 /// The same while the storage answers within the submission, as memory does: then nothing is won by haste.
-const MAX_TURN_HEADS_AT_ONCE: usize = 16;
+const MAX_TURN_AT_ONCE: usize = 16;
 const MAX_TURN_LEN: u64 = 4 << 20;
 /// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
 const MAX_TRANSFERS: usize = 4096;
@@ -225,7 +226,8 @@ impl Worker {
 
     fn take_completions(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
-        self.transfers.ring().take_completions(&mut completions);
+        let most = self.turn_len();
+        self.transfers.ring().take_completions(most, &mut completions);
         let worked = !completions.is_empty();
         for (user_data, result) in completions.drain(..) {
             match user_data {
@@ -299,10 +301,14 @@ impl Worker {
         }
     }
 
+    /// Most completions and most heads of this turn.
+    fn turn_len(&self) -> usize {
+        if self.transfers.end_at_once() { MAX_TURN_AT_ONCE } else { MAX_TURN }
+    }
+
     fn take_heads(&mut self) -> bool {
         let (mut heads, mut len) = (0, 0);
-        let most = if self.transfers.end_at_once() { MAX_TURN_HEADS_AT_ONCE } else { MAX_TURN_HEADS };
-        while heads < most && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
+        while heads < self.turn_len() && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
             match self.ring.pop(self.map.memory()) {
                 Ok(Some(head)) => len += self.start(head),
                 Ok(None) => break,
