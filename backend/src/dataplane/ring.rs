@@ -63,11 +63,6 @@ impl Ring {
         tolerate(self.uring.submit_and_wait(1))
     }
 
-    /// Completions that have not been taken.
-    pub(crate) fn completions(&mut self) -> usize {
-        self.uring.completion().len()
-    }
-
     /// Takes completions, `most` of them at most: user data and result.
     pub(crate) fn take_completions(&mut self, most: usize, into: &mut Vec<(u64, i32)>) {
         let taken = self.uring.completion().take(most);

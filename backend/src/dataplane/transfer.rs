@@ -85,8 +85,6 @@ pub(crate) struct Transfers {
     /// Started, but not on the ring.
     backlog: VecDeque<usize>,
     on_ring: usize,
-    /// All that was on the ring had ended when the last submission of something returned.
-    end_at_once: bool,
     bounces: usize,
     spare_pieces: Vec<Vec<iovec>>,
 }
@@ -100,7 +98,6 @@ impl Transfers {
             free: Vec::new(),
             backlog: VecDeque::new(),
             on_ring: 0,
-            end_at_once: false,
             bounces: 0,
             spare_pieces: Vec::new(),
         })
@@ -180,7 +177,6 @@ impl Transfers {
 
     /// Brings what waits onto the ring, as far as there is room, and submits.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
-        let before = self.on_ring;
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.pop_front() else { break };
             if !self.bring_to_ring(id)? {
@@ -188,16 +184,7 @@ impl Transfers {
                 break;
             }
         }
-        self.ring.submit()?;
-        if self.on_ring > before {
-            self.end_at_once = self.ring.completions() >= self.on_ring;
-        }
-        Ok(())
-    }
-
-    /// Whether the storage ends requests within their submission, as far as the last one shows.
-    pub(crate) fn end_at_once(&self) -> bool {
-        self.end_at_once
+        self.ring.submit()
     }
 
     /// Transfers that have not ended.

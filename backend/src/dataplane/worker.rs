@@ -44,8 +44,6 @@ const TIMER: u64 = u64::MAX - 3;
 /// with the first answers while the others are given, and the storage begins with the first heads while the next are
 /// planned.
 const MAX_TURN: usize = 4;
-/// The same while the storage answers within the submission, as memory does: then nothing is won by haste.
-const MAX_TURN_AT_ONCE: usize = 16;
 const MAX_TURN_LEN: u64 = 4 << 20;
 /// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
 const MAX_TRANSFERS: usize = 4096;
@@ -226,8 +224,7 @@ impl Worker {
 
     fn take_completions(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
-        let most = self.turn_len();
-        self.transfers.ring().take_completions(most, &mut completions);
+        self.transfers.ring().take_completions(MAX_TURN, &mut completions);
         let worked = !completions.is_empty();
         for (user_data, result) in completions.drain(..) {
             match user_data {
@@ -301,14 +298,9 @@ impl Worker {
         }
     }
 
-    /// Most completions and most heads of this turn.
-    fn turn_len(&self) -> usize {
-        if self.transfers.end_at_once() { MAX_TURN_AT_ONCE } else { MAX_TURN }
-    }
-
     fn take_heads(&mut self) -> bool {
         let (mut heads, mut len) = (0, 0);
-        while heads < self.turn_len() && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
+        while heads < MAX_TURN && len < MAX_TURN_LEN && self.has_room() && !self.signal.is_stopping() {
             match self.ring.pop(self.map.memory()) {
                 Ok(Some(head)) => len += self.start(head),
                 Ok(None) => break,
