@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::ops::{add_head, check_volume_name};
+use super::ops::{Slots, add_head, check_volume_name};
 use super::state::State;
 use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
@@ -80,12 +80,15 @@ impl PendingCopy {
 
     /// Gives every target its head: in one batch, because the lock is held throughout (SNP-22).
     fn publish(&self) -> Result<Vec<VolumeId>> {
-        let slots = self.copies.iter().map(|copy| copy.target.slots()).sum();
         let signal = &self.container.shared.signal;
-        let mut state = self.container.lock_with_slots(slots)?;
-        for copy in &self.copies {
-            copy.check(&state)?;
-        }
+        let mut state = self.container.lock_for(|state| {
+            let mut slots = Slots { new: 0, changed: 0 };
+            for copy in &self.copies {
+                slots.new += copy.target.slots();
+                slots.changed += copy.check(state)?;
+            }
+            Ok(slots)
+        })?;
         let publish = |copy: &Frozen| match &copy.target {
             CopyTarget::New(name) => copy.publish_new(&mut state, name, signal),
             CopyTarget::Existing(name) => copy.publish_over(&mut state, name, signal),
@@ -105,17 +108,16 @@ impl CopyTarget {
 }
 
 impl Frozen {
-    /// Refuses what cannot be published, before any target has changed.
-    fn check(&self, state: &State) -> Result<()> {
+    /// Refuses what cannot be published, before any target has changed; otherwise says how many slots in use change.
+    fn check(&self, state: &State) -> Result<usize> {
         // A merge may have joined other layers into it, never removed it: it is not the parent side of any merge
         // while the source's head or a pending copy stands on it.
         if self.layer.as_ref().is_some_and(|layer| !state.layers.contains_key(&layer.id)) {
             return Err(Error::NoSuchVolume { name: self.origin.name.clone() });
         }
         match &self.target {
-            CopyTarget::New(name) if state.names.contains_key(name) => Err(Error::VolumeExists { name: name.clone() }),
-            CopyTarget::New(_) => Ok(()),
-            CopyTarget::Existing(name) => state.check_let_go(state.volume_id(name)?),
+            CopyTarget::New(name) => state.check_new_name(name).map(|()| 0),
+            CopyTarget::Existing(name) => Ok(1 + state.check_let_go(state.volume_id(name)?)?),
         }
     }
 
@@ -226,9 +228,7 @@ impl Container {
             if !names.insert(name) {
                 return Err(Error::SameName { name: name.clone() });
             }
-            if self.shared.lock().names.contains_key(name) {
-                return Err(Error::VolumeExists { name: name.clone() });
-            }
+            self.shared.lock().check_new_name(name)?;
         }
         let sources: Vec<_> = copies.iter().map(|copy| copy.source.as_str()).collect();
         self.begin_copies(&sources, copies.iter().map(|copy| CopyTarget::New(copy.name.clone())))
@@ -248,12 +248,12 @@ impl Container {
     /// write to a new head, which has no block yet, without it (SNP-21).
     fn begin_copies(&self, sources: &[&str], targets: impl IntoIterator<Item = CopyTarget>) -> Result<PendingCopy> {
         self.shared.check_open()?;
-        let ids = {
-            let state = self.shared.lock();
+        let mut ids = Vec::new();
+        let mut state = self.lock_for(|state| {
             state.check_group(sources.len())?;
-            sources.iter().map(|source| state.volume_id(source)).collect::<Result<Vec<_>>>()?
-        };
-        let mut state = self.lock_with_slots(ids.len())?;
+            ids = sources.iter().map(|source| state.volume_id(source)).collect::<Result<Vec<_>>>()?;
+            Ok(Slots { new: ids.len(), changed: 2 * ids.len() })
+        })?;
         let instant_ns = now_ns();
         let freeze = |(&id, target): (&VolumeId, _)| {
             let layer = state.freeze(id, instant_ns, &self.shared.signal);

@@ -151,7 +151,7 @@ impl Flush {
             return Ok(FlushStep::Wait);
         }
         let reserve = match self.room {
-            Room::Ordinary => state.ring.reserve(),
+            Room::Ordinary => state.ring.reserve() + state.set_aside,
             Room::Reserve => 0,
         };
         if !state.ring.fits(state.dirty.journal_bytes(), reserve) {

@@ -11,10 +11,30 @@ use super::state::State;
 use super::{Container, Maintained, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
-use crate::layout::slot::{LayerKind, LayerRecord, VolumeRecord, check_name};
+use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, VolumeRecord, check_name};
 use crate::sync::{MutexGuard, thread};
 use crate::units::{LayerId, MAX_VOLUME_LEN, MIN_IO_LEN, VolumeId};
 use crate::volume::VolumeCore;
+
+/// Bytes of a catalog slot in the journal.
+const SLOT_BYTES: u64 = 520;
+
+/// Catalog slots that a command changes in one batch, besides the container's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slots {
+    /// Of those that are free.
+    pub(super) new: usize,
+    /// Of those in use.
+    pub(super) changed: usize,
+}
+
+impl Slots {
+    /// Bytes that they take in the journal at most: with the container's slot, what fills a page of new ones, and the
+    /// descriptors of new catalog slabs.
+    fn journal_bytes(self) -> u64 {
+        (self.new + self.changed + PER_PAGE as usize + 1) as u64 * SLOT_BYTES
+    }
+}
 
 /// Adds an empty head of `size` bytes over `parent`.
 pub(super) fn add_head(state: &mut State, parent: Option<Arc<Layer>>, size: u64) -> Arc<Layer> {
@@ -42,13 +62,23 @@ impl State {
         self.names.get(name).copied().ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })
     }
 
-    /// Catalog slots that one batch may change besides what has gathered.
-    pub(super) fn most_slots(&self) -> usize {
-        (self.ring.reserve() / 2 / 520) as usize
+    /// Refuses the name of a volume that is there.
+    pub(super) fn check_new_name(&self, name: &str) -> Result<()> {
+        if self.names.contains_key(name) { Err(Error::VolumeExists { name: name.to_owned() }) } else { Ok(()) }
     }
 
-    /// Refuses to let go of a volume's layers if they are too many for one batch, before anything has changed.
-    pub(super) fn check_let_go(&self, id: VolumeId) -> Result<()> {
+    /// Catalog slots that one batch may change besides what has gathered (JNL-31).
+    pub(super) fn most_slots(&self) -> usize {
+        (self.ring.len / 8 / SLOT_BYTES) as usize
+    }
+
+    /// Whether the journal takes what has gathered and a change of `slots`, and keeps its reserve.
+    fn has_room(&self, slots: Slots) -> bool {
+        self.ring.fits(self.gathered() + slots.journal_bytes(), self.batches.on_way + self.ring.reserve())
+    }
+
+    /// Layers that change when a volume is let go; refuses if they are too many for one batch, before anything has changed.
+    pub(super) fn check_let_go(&self, id: VolumeId) -> Result<usize> {
         let most = self.most_slots();
         let record = self.volume_record(id);
         let (mut layers, mut alone) = (0, true);
@@ -63,7 +93,7 @@ impl State {
         if layers > most {
             return Err(Error::TooManyLayers { name: record.name.clone(), layers, most });
         }
-        Ok(())
+        Ok(layers)
     }
 
     /// Dooms a head that its volume no longer uses, and every frozen layer that nobody else uses then (LAY-5).
@@ -89,11 +119,22 @@ impl State {
 }
 
 impl Container {
-    /// Locks the state with `count` catalog slots free, so that what follows cannot fail half-way.
-    pub(super) fn lock_with_slots(&self, count: usize) -> Result<MutexGuard<'_, State>> {
+    /// Locks the state with the slots that `asked` says are needed, and with room for them in the journal (JNL-31), so
+    /// that what follows cannot fail half-way. `asked` may be called several times, and refuse.
+    pub(super) fn lock_for(&self, mut asked: impl FnMut(&State) -> Result<Slots>) -> Result<MutexGuard<'_, State>> {
         loop {
             let mut state = self.shared.lock();
-            let Err(error) = state.reserve_slots(count) else {
+            state.set_aside = 0;
+            let slots = asked(&state)?;
+            if !state.has_room(slots) {
+                // Others commit meanwhile: what they leave is enough once the checkpoint has emptied the ring.
+                state.set_aside = state.ring.need(2 * state.ring.batch_limit() + slots.journal_bytes());
+                debug_assert!(state.set_aside + state.ring.reserve() <= state.ring.len);
+                drop(state);
+                self.checkpoint()?;
+                continue;
+            }
+            let Err(error) = state.reserve_slots(slots.new) else {
                 return Ok(state);
             };
             if state.space.failure.is_some() && state.alloc.limbo_count() == 0 {
@@ -121,10 +162,10 @@ impl Container {
             return Err(Error::BadSize { size, why: "it must be a multiple of 512" });
         }
         let id = {
-            let mut state = self.lock_with_slots(2)?;
-            if state.names.contains_key(name) {
-                return Err(Error::VolumeExists { name: name.to_owned() });
-            }
+            let mut state = self.lock_for(|state| {
+                state.check_new_name(name)?;
+                Ok(Slots { new: 2, changed: 0 })
+            })?;
             let head = add_head(&mut state, None, size);
             let id = VolumeId(state.next_id());
             let record = VolumeRecord {
@@ -151,9 +192,11 @@ impl Container {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         {
-            let mut state = self.shared.lock();
+            let mut state = self.lock_for(|state| {
+                let layers = state.check_let_go(state.volume_id(name)?)?;
+                Ok(Slots { new: 0, changed: 1 + layers })
+            })?;
             let id = state.volume_id(name)?;
-            state.check_let_go(id)?;
             let head = state.volume_record(id).head;
             let core = state.volumes[&id].clone();
             core.retire(self.shared.signal.clone());
@@ -171,11 +214,13 @@ impl Container {
         self.shared.check_open()?;
         check_volume_name(new_name)?;
         {
-            let mut state = self.shared.lock();
+            let mut state = self.lock_for(|state| {
+                if name != new_name {
+                    state.check_new_name(new_name)?;
+                }
+                Ok(Slots { new: 0, changed: 1 })
+            })?;
             let id = state.volume_id(name)?;
-            if name != new_name && state.names.contains_key(new_name) {
-                return Err(Error::VolumeExists { name: new_name.to_owned() });
-            }
             state.update_volume(id, |record| new_name.clone_into(&mut record.name));
             state.volumes[&id].set_name(new_name);
         }

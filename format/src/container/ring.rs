@@ -47,14 +47,18 @@ impl Ring {
         (record::MAX_LEN as u64).min(self.len / 4)
     }
 
-    /// Whether a batch of `item_bytes` fits and leaves `reserve` bytes.
-    pub(crate) fn fits(&self, item_bytes: u64, reserve: u64) -> bool {
+    /// Bytes of the ring that a batch of `item_bytes` may take, gaps included; never less than it does.
+    pub(crate) fn need(&self, item_bytes: u64) -> u64 {
         let record = self.max_record();
         // Every record but the last holds at least half its limit; each adds a header, padding and an item cut off.
         let records = item_bytes / (record / 2) + 1;
         let gap = (item_bytes + 8192).min(record);
-        let need = item_bytes + records * 5120 + gap;
-        self.used() + need + reserve <= self.len
+        item_bytes + records * 5120 + gap
+    }
+
+    /// Whether a batch of `item_bytes` fits and leaves `reserve` bytes.
+    pub(crate) fn fits(&self, item_bytes: u64, reserve: u64) -> bool {
+        self.used() + self.need(item_bytes) + reserve <= self.len
     }
 
     /// Encodes a batch at the head; the head moves only when the caller says so with the returned position.

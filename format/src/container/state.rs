@@ -39,6 +39,8 @@ pub(crate) struct Batches {
     pub(crate) durable: u64,
     /// A leader is syncing or appending the batch before `open`.
     pub(crate) in_progress: bool,
+    /// Bytes of the ring that this batch may still take.
+    pub(crate) on_way: u64,
 }
 
 /// Changes made since the last batch was imaged.
@@ -125,6 +127,8 @@ pub(crate) struct State {
     pub(crate) space: Space,
     /// A flush waits for room in the journal.
     pub(crate) checkpoint_wanted: bool,
+    /// Bytes of the ring that ordinary commits leave for a command which waits for them (JNL-31).
+    pub(crate) set_aside: u64,
     wakers: Vec<Waker>,
     /// A check reads homes.
     pub(crate) hold: Option<Hold>,
@@ -167,10 +171,11 @@ impl State {
             homes: Homes::default(),
             resident: VecDeque::new(),
             resident_limit: RESIDENT_PAGES,
-            batches: Batches { open: 1, durable: 0, in_progress: false },
+            batches: Batches { open: 1, durable: 0, in_progress: false, on_way: 0 },
             ring: opened.ring,
             space: Space::default(),
             checkpoint_wanted: false,
+            set_aside: 0,
             wakers: Vec::new(),
             hold: None,
         };
@@ -569,11 +574,15 @@ impl State {
         }
     }
 
+    /// Bytes that the changes listed, and those on their way, take in the journal; never less than they do.
+    pub(crate) fn gathered(&self) -> u64 {
+        // A first write changes an entry and a descriptor.
+        self.dirty.journal_bytes() + self.claimed * 88
+    }
+
     /// Whether so many changes are listed or on their way that first writes must wait for a commit or a checkpoint (JNL-8).
     pub(crate) fn is_throttled(&self) -> bool {
-        // A first write changes an entry and a descriptor.
-        self.dirty.journal_bytes() + self.claimed * 88 > 2 * self.ring.batch_limit()
-            || self.homes.len() > 4 * HOME_PAGES_MAX
+        self.gathered() > 2 * self.ring.batch_limit() || self.homes.len() > 4 * HOME_PAGES_MAX
     }
 
     /// Claims absent blocks for a first write.
@@ -624,6 +633,7 @@ impl State {
     /// Images all changes into the items of the open batch and opens the next one (JNL-3).
     pub(crate) fn image_batch(&mut self) -> Vec<Item> {
         let dirty = std::mem::take(&mut self.dirty);
+        self.batches.on_way = self.ring.need(dirty.journal_bytes());
         let mut items =
             Vec::with_capacity(dirty.entries.len() + dirty.fresh.len() + dirty.descriptors.len() + dirty.slots.len());
         for (layer, table, page, zero) in dirty.fresh {
@@ -655,6 +665,7 @@ impl State {
     pub(crate) fn batch_is_durable(&mut self) {
         self.batches.durable = self.batches.open - 1;
         self.batches.in_progress = false;
+        self.batches.on_way = 0;
         self.wake_all();
     }
 

@@ -6,5 +6,6 @@
 
 mod journal;
 mod layers;
+mod room;
 mod slabs;
 mod support;
