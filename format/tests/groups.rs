@@ -1,7 +1,7 @@
 //! Copies of several volumes at one instant: no order of writes across volumes and queues is inverted, and a crash leaves
 //! all copies or none.
 //!
-//! req: R2, R4. Rules: SNP-20 to SNP-23.
+//! req: R2, R4. Rules: SNP-20 to SNP-23, SNP-28.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -219,4 +219,32 @@ fn a_group_that_cannot_be_made_changes_nothing() {
     }
     let pairs: Vec<_> = sources.iter().zip(&many).map(|(source, (_, name))| (source.as_str(), *name)).collect();
     assert_eq!(container.snapshot_group(&group(&pairs)).unwrap().len(), most);
+}
+
+// rule: SNP-28 — neither a target that cannot be let go nor a lack of space for the copy leaves the source frozen.
+#[test]
+fn a_refused_copy_freezes_nothing() {
+    let (_, container) = new_container(SLAB_LEN);
+    container.create_volume("deep", SIZE).unwrap();
+    container.create_volume("source", SIZE).unwrap();
+    put(&io(&container, "source"), 0, 1);
+    for n in 0..100 {
+        put(&io(&container, "deep"), 0, 1);
+        container.snapshot("deep", &format!("kept-{n}")).unwrap();
+    }
+    let layers = container.layers().len();
+    assert!(matches!(container.refresh("deep", "source"), Err(Error::TooManyLayers { .. })));
+    assert!(matches!(container.refresh("nope", "source"), Err(Error::NoSuchVolume { .. })));
+    assert_eq!(container.layers().len(), layers);
+
+    let (disk, container) = new_container(1 << 20);
+    container.create_volume("source", 8 << 30).unwrap();
+    // All slots of a catalog slab but one, which is enough for a new head of the source.
+    (0..254).for_each(|n| drop(container.create_volume(&format!("v{n}"), 512).unwrap()));
+    disk.limit(Some(pitstop_format::Disk::len(&*disk).unwrap()));
+    let full = (0..).find_map(|n| io(&container, "source").write_at(&[1; 4096], n * SLAB_LEN).err());
+    assert!(matches!(full, Some(Error::NoSpace { .. })), "{full:?}");
+    let layers = container.layers().len();
+    assert!(matches!(container.snapshot("source", "copy"), Err(Error::NoSpace { .. })));
+    assert_eq!(container.layers().len(), layers);
 }

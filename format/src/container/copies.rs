@@ -14,7 +14,7 @@ use super::state::State;
 use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::{LayerKind, OriginRecord, PER_PAGE, VolumeRecord};
+use crate::layout::slot::{LayerKind, OriginRecord, VolumeRecord};
 use crate::units::VolumeId;
 use crate::volume::VolumeCore;
 
@@ -84,8 +84,9 @@ impl PendingCopy {
         let mut state = self.container.lock_for(|state| {
             let mut slots = Slots { new: 0, changed: 0 };
             for copy in &self.copies {
+                copy.check(state)?;
                 slots.new += copy.target.slots();
-                slots.changed += copy.check(state)?;
+                slots.changed += copy.target.check(state)?;
             }
             Ok(slots)
         })?;
@@ -105,20 +106,25 @@ impl CopyTarget {
             Self::Existing(_) => 1,
         }
     }
+
+    /// Refuses a target that cannot get its head; otherwise says how many slots in use change with it.
+    fn check(&self, state: &State) -> Result<usize> {
+        match self {
+            Self::New(name) => state.check_new_name(name).map(|()| 0),
+            Self::Existing(name) => Ok(1 + state.check_let_go(state.volume_id(name)?)?),
+        }
+    }
 }
 
 impl Frozen {
-    /// Refuses what cannot be published, before any target has changed; otherwise says how many slots in use change.
-    fn check(&self, state: &State) -> Result<usize> {
+    /// Refuses what cannot be published, before any target has changed.
+    fn check(&self, state: &State) -> Result<()> {
         // A merge may have joined other layers into it, never removed it: it is not the parent side of any merge
         // while the source's head or a pending copy stands on it.
         if self.layer.as_ref().is_some_and(|layer| !state.layers.contains_key(&layer.id)) {
             return Err(Error::NoSuchVolume { name: self.origin.name.clone() });
         }
-        match &self.target {
-            CopyTarget::New(name) => state.check_new_name(name).map(|()| 0),
-            CopyTarget::Existing(name) => Ok(1 + state.check_let_go(state.volume_id(name)?)?),
-        }
+        Ok(())
     }
 
     fn publish_new(&self, state: &mut State, name: &str, signal: &Arc<Signal>) -> VolumeId {
@@ -161,9 +167,9 @@ const MAX_COPIES: usize = 1024;
 impl State {
     /// Refuses a group of copies that is too large for one batch, before anything has changed (SNP-23).
     fn check_group(&self, copies: usize) -> Result<()> {
-        // The batch that freezes changes more slots than the one that publishes: the source's, its frozen layer's, its
-        // new head's; a page of new slots may come with either.
-        let most = ((self.most_slots() - PER_PAGE as usize) / 3).min(MAX_COPIES);
+        // The batch that freezes changes the slots of the source, of its frozen layer and of its new head, and may make
+        // the two that the copy takes in the next batch.
+        let most = (self.most_slots() / 5).min(MAX_COPIES);
         if copies > most { Err(Error::TooManyCopies { copies, most }) } else { Ok(()) }
     }
 
@@ -228,31 +234,37 @@ impl Container {
             if !names.insert(name) {
                 return Err(Error::SameName { name: name.clone() });
             }
-            self.shared.lock().check_new_name(name)?;
         }
         let sources: Vec<_> = copies.iter().map(|copy| copy.source.as_str()).collect();
-        self.begin_copies(&sources, copies.iter().map(|copy| CopyTarget::New(copy.name.clone())))
+        self.begin_copies(&sources, copies.iter().map(|copy| CopyTarget::New(copy.name.clone())).collect())
     }
 
     /// The first half of [`Container::refresh`], as [`Container::begin_snapshot`].
     #[doc(hidden)]
     pub fn begin_refresh(&self, target: &str, source: &str) -> Result<PendingCopy> {
-        self.shared.lock().volume_id(target)?;
         if target == source {
+            self.shared.lock().volume_id(target)?;
             return Err(Error::SameVolume { name: source.to_owned() });
         }
-        self.begin_copies(&[source], [CopyTarget::Existing(target.to_owned())])
+        self.begin_copies(&[source], vec![CopyTarget::Existing(target.to_owned())])
     }
 
     /// Freezes the sources at one instant: the engine lock is held until all heads are switched, and nobody plans a
     /// write to a new head, which has no block yet, without it (SNP-21).
-    fn begin_copies(&self, sources: &[&str], targets: impl IntoIterator<Item = CopyTarget>) -> Result<PendingCopy> {
+    ///
+    /// What the targets need is looked at before that, so that no refusal leaves a frozen layer (SNP-28).
+    fn begin_copies(&self, sources: &[&str], targets: Vec<CopyTarget>) -> Result<PendingCopy> {
         self.shared.check_open()?;
         let mut ids = Vec::new();
         let mut state = self.lock_for(|state| {
             state.check_group(sources.len())?;
             ids = sources.iter().map(|source| state.volume_id(source)).collect::<Result<Vec<_>>>()?;
-            Ok(Slots { new: ids.len(), changed: 2 * ids.len() })
+            let mut slots = Slots { new: ids.len(), changed: 2 * ids.len() };
+            for target in &targets {
+                target.check(state)?;
+                slots.new += target.slots();
+            }
+            Ok(slots)
         })?;
         let instant_ns = now_ns();
         let freeze = |(&id, target): (&VolumeId, _)| {
