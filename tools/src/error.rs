@@ -164,6 +164,16 @@ pub(crate) enum Error {
         /// The name asked for.
         name: String,
     },
+    /// What was listed before a command came, and what after it, are of different instants.
+    #[error(
+        "{} was copied, refreshed or restored while it was being listed, so that the parts are of different instants; list \
+         again, or make copies with `pitstop snapshot` and list those",
+        either(.volumes)
+    )]
+    Moved {
+        /// The volumes that were being listed.
+        volumes: Vec<String>,
+    },
     /// A volume is restored only from a copy of itself.
     #[error(
         "'{}' is {} and not a copy of '{}'; to give '{}' its contents all the same, use `pitstop refresh --source`",
@@ -286,6 +296,12 @@ impl fmt::Display for HolderName {
 }
 
 /// What a volume is, as far as it is a copy.
+/// Volumes of which one is meant.
+fn either(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("'{}'", printable(name))).collect();
+    quoted.join(" or ")
+}
+
 fn of_whom(source: Option<&str>) -> String {
     source.map_or_else(|| "no copy of any volume".to_owned(), |name| format!("a copy of '{}'", printable(name)))
 }

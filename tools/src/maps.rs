@@ -44,6 +44,8 @@ pub(crate) struct MapCountsView {
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct MapStepView {
     pub(crate) size_bytes: u64,
+    /// The volume's head at the step.
+    pub(crate) head: u64,
     pub(crate) ranges: Vec<MapRangeView>,
     pub(crate) counts: MapCountsView,
     pub(crate) next: Option<u64>,
@@ -115,6 +117,9 @@ pub(crate) struct DiffCountsView {
 pub(crate) struct DiffStepView {
     pub(crate) a_size_bytes: u64,
     pub(crate) b_size_bytes: u64,
+    /// The volumes' heads at the step.
+    pub(crate) a_head: u64,
+    pub(crate) b_head: u64,
     pub(crate) ranges: Vec<DiffRangeView>,
     pub(crate) counts: DiffCountsView,
     pub(crate) next: Option<u64>,

@@ -77,7 +77,13 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
     let text = |name: &str| arguments[name].as_str().unwrap();
     let failed = |error: pitstop_format::Error| ("GenericError", error.to_string());
     let start = || arguments["start"].as_u64().unwrap();
-    let listing = || if arguments["counts-only"] == true { Listing::Counts } else { Listing::Ranges(2) };
+    let moving =
+        ["name", "a", "b"].iter().filter_map(|key| arguments[key].as_str()).find(|name| name.starts_with("moving"));
+    let counts_only = arguments["counts-only"] == true && moving.is_none();
+    let listing = || if counts_only { Listing::Counts } else { Listing::Ranges(2) };
+    if let Some(name) = moving.filter(|_| command != "x-pitstop-refresh" && arguments["start"].as_u64() > Some(0)) {
+        move_between_steps(container, name);
+    }
     Ok(match command {
         "qmp_capabilities" => json!({}),
         "x-pitstop-query-container" => json!(container.info()),
@@ -185,6 +191,41 @@ fn refusals_are_in_the_daemons_words_and_force_is_passed_on() {
     let seen = daemon.seen.lock().unwrap();
     let forced = seen.iter().rfind(|request| request["execute"] == "x-pitstop-refresh").unwrap();
     assert_eq!(forced["arguments"], json!({ "name": "busy", "source": "golden", "force": true }));
+}
+
+/// Somebody refreshes volume `name`: once, or, where it is called just "moving", again and again.
+fn move_between_steps(container: &Container, name: &str) {
+    let is_moved = container.volumes().iter().any(|volume| volume.name == name && volume.origin.is_some());
+    if name == "moving" || !is_moved {
+        container.refresh(name, "golden").unwrap();
+    }
+}
+
+// rule: CTL-73
+#[test]
+fn steps_of_different_heads_are_not_joined() {
+    let pit = Pit::new();
+    let pieces: Vec<_> = (0..8).map(|index| (index * 8192, &b"data"[..])).collect();
+    pit.sparse("in.raw", 1 << 20, &pieces);
+    for name in ["golden", "moving", "moving-map", "moving-a", "moving-b", "moving-info"] {
+        pit.ok(&["import", "disks.pit", name, "in.raw"]);
+    }
+    let daemon = Daemon::start(&pit);
+    for (args, named) in [
+        (&["map", "disks.pit", "moving-map"][..], "'moving-map'"),
+        (&["diff", "disks.pit", "moving-a", "golden"], "'moving-a' or 'golden'"),
+        (&["diff", "disks.pit", "golden", "moving-b"], "'golden' or 'moving-b'"),
+        (&["info", "disks.pit", "moving"], "'moving'"),
+    ] {
+        let message = pit.fails(args);
+        let moved = format!("{named} was copied, refreshed or restored while it was being listed");
+        assert!(message.contains(&moved) && message.contains("list again"), "{args:?}: {message}");
+    }
+    // What changed once is counted anew.
+    let map = &pit.json(&["info", "disks.pit", "moving-info"])["map"];
+    assert_eq!((&map["others-bytes"], &map["size-bytes"]), (&json!(8 * 4096), &json!(1 << 20)));
+    pit.ok(&["map", "disks.pit", "moving-map"]);
+    drop(daemon);
 }
 
 /// The oldest copy of a volume named `busy`: it cannot be deleted.

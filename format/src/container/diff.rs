@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Container;
 use super::maps::{Content, LOOKS_PER_STEP, List, Listing, Side, Spot, Spots, placed, same_until};
 use crate::error::Result;
-use crate::units::{BlockMask, ChunkNo};
+use crate::units::{BlockMask, ChunkNo, LayerId};
 
 /// Which of two volumes has a block that the other does not share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -58,6 +58,10 @@ pub struct DiffStep {
     pub a_size_bytes: u64,
     /// Size of the second.
     pub b_size_bytes: u64,
+    /// The first volume's head at the step: another one than at the step before says that a command came between them.
+    pub a_head: LayerId,
+    /// The second's.
+    pub b_head: LayerId,
     /// Ascending; what lies between them is the same in both.
     pub ranges: Vec<DiffRange>,
     /// From the step's beginning to `next`.
@@ -127,7 +131,8 @@ impl Container {
         };
         let ranges = list.ranges.into_iter().map(range).collect();
         let next = (at < size).then_some(at);
-        Ok(Some(DiffStep { a_size_bytes: sizes[0], b_size_bytes: sizes[1], ranges, counts, next }))
+        let ([a_size_bytes, b_size_bytes], [a_head, b_head]) = (sizes, sides.each_ref().map(|side| side.head.id));
+        Ok(Some(DiffStep { a_size_bytes, b_size_bytes, a_head, b_head, ranges, counts, next }))
     }
 }
 

@@ -6,11 +6,15 @@ use std::path::Path;
 use pitstop_format::Holder;
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::maps::MapTotals;
 use crate::render::{self, Output};
 use crate::session::{self, Access, Session, Want};
+use crate::verbs::steps::Steps;
 use crate::view::{ContainerView, LayerView, VolumeView};
+
+/// How often counting begins, when commands give the volume another head meanwhile.
+const TRIES: u32 = 8;
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -57,14 +61,15 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
 
 /// The volume's map, counted.
 fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> {
-    let mut totals = MapTotals::default();
-    let mut next = Some(0);
-    while let Some(start) = next {
-        let step = session.map(name, start, Want::Counts)?;
-        totals.add(&step);
-        next = step.next;
+    let mut tries = 1;
+    loop {
+        let mut totals = MapTotals::default();
+        match Steps::of_map(session, name, Want::Counts).try_for_each(|step| step.map(|step| totals.add(&step))) {
+            Ok(()) => return Ok(totals),
+            Err(Error::Moved { .. }) if tries < TRIES => tries += 1,
+            Err(error) => return Err(error),
+        }
     }
-    Ok(totals)
 }
 
 /// The layers from `head` down to the one without a parent.

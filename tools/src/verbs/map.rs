@@ -7,18 +7,17 @@ use crate::maps::MapTotals;
 use crate::render::{Output, map_totals};
 use crate::session::{self, Access, Want};
 use crate::verbs::ranges::Printer;
+use crate::verbs::steps::Steps;
 
 /// Lists the map of volume `name` of the container `path`.
 pub(crate) fn run(path: &Path, name: &str, output: Output) -> Result<()> {
     session::with(path, Access::Read, |session| {
         let mut printer = Printer::new(output);
         let mut totals = MapTotals::default();
-        let mut next = Some(0);
-        while let Some(start) = next {
-            let step = session.map(name, start, Want::Ranges)?;
+        for step in Steps::of_map(session, name, Want::Ranges) {
+            let step = step?;
             printer.add(&step.ranges)?;
             totals.add(&step);
-            next = step.next;
         }
         printer.end(&totals, &map_totals(&totals))
     })

@@ -429,6 +429,8 @@ fn maps_and_differences_are_listed_in_steps() {
     assert_eq!((&counts["ranges"], &counts["counts"]["modified-bytes"]), (&json!([]), &json!(3 * 4096)));
 
     let step = bench.run("x-pitstop-diff", json!({"a": "golden", "b": "other", "limit": 1})).unwrap();
+    let head = |name: &str| bench.run("x-pitstop-query-volumes", json!({"name": name})).unwrap()[0]["head"].clone();
+    assert_eq!([&map["head"], &step["a-head"], &step["b-head"]], [&head("golden"), &head("golden"), &head("other")]);
     let range = json!({"start": 4096, "length": 4096, "changed-in": "a", "a": "data", "b": "zero"});
     assert_eq!((&step["ranges"], &step["next"]), (&json!([range]), &json!(3 * 4096)));
     let counts = bench.run("x-pitstop-diff", json!({"a": "other", "b": "golden", "counts-only": true})).unwrap();
