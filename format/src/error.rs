@@ -188,6 +188,9 @@ pub enum Error {
     /// The one who asked for a check gave it up.
     #[error("the check was given up before it ended; check again")]
     CheckGivenUp,
+    /// The one who asked for a step of a map or a difference gave it up.
+    #[error("the listing was given up before it ended; list again")]
+    ListingGivenUp,
     /// Options that make no sense together.
     #[error("{0}")]
     BadOption(String),

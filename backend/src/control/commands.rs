@@ -231,19 +231,16 @@ fn space(context: &Context) -> Result<Value, Failure> {
 /// Runs in the client's own thread: others, and guests, do not wait for it (CTL-26). Closing the gate ends it.
 fn check(context: &Context, args: Args) -> Result<Done, Failure> {
     args.finish()?;
-    let report = context.target.container().check(&context.closed).map_err(|error| match error {
-        FormatError::CheckGivenUp => Failure::generic("the daemon is shutting down"),
-        error => Failure::generic(error.to_string()),
-    })?;
+    let report = context.target.container().check(&context.closed).map_err(of_container)?;
     Ok(Done::Return(to_value(&report)?))
 }
 
-/// One step of a map (CTL-70), in the client's own thread, as a check.
+/// One step of a map (CTL-70), in the client's own thread and until the gate closes, as a check.
 fn map(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let (start, listing) = step(&mut args)?;
     args.finish()?;
-    let step = context.target.container().map(&name, start, listing).map_err(of_container)?;
+    let step = context.target.container().map_until(&name, start, listing, &context.closed).map_err(of_container)?;
     Ok(Done::Return(to_value(&step)?))
 }
 
@@ -252,7 +249,7 @@ fn diff(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let (a, b) = (args.string("a")?, args.string("b")?);
     let (start, listing) = step(&mut args)?;
     args.finish()?;
-    let step = context.target.container().diff(&a, &b, start, listing).map_err(of_container)?;
+    let step = context.target.container().diff_until(&a, &b, start, listing, &context.closed).map_err(of_container)?;
     Ok(Done::Return(to_value(&step)?))
 }
 

@@ -3,10 +3,12 @@
 //! Role: compares where the two find each block, step by step. Invariant: every byte that differs lies in a range (MAP-34).
 //! Does not: read data, so that blocks which were written with what they held are listed too.
 
+use std::sync::atomic::AtomicBool;
+
 use serde::Serialize;
 
 use super::Container;
-use super::maps::{Content, LOOKS_PER_STEP, List, Listing, Side, Spot, Spots, placed, same_until};
+use super::maps::{Content, List, Listing, Looks, Side, Spot, Spots, placed, same_until};
 use crate::error::Result;
 use crate::units::{BlockMask, ChunkNo, LayerId};
 
@@ -79,22 +81,40 @@ impl Container {
     ///
     /// Errors: as [`Container::map`].
     pub fn diff(&self, a: &str, b: &str, start: u64, listing: Listing) -> Result<DiffStep> {
+        self.diff_until(a, b, start, listing, &AtomicBool::new(false))
+    }
+
+    /// Like [`Container::diff`]; `given_up` as in [`Container::map_until`].
+    pub fn diff_until(
+        &self,
+        a: &str,
+        b: &str,
+        start: u64,
+        listing: Listing,
+        given_up: &AtomicBool,
+    ) -> Result<DiffStep> {
         loop {
             let sides = self.sides(a, b)?;
-            if let Some(step) = self.diff_step(&sides, start, listing)? {
+            if let Some(step) = self.diff_step(&sides, start, listing, Looks::new(given_up))? {
                 return Ok(step);
             }
         }
     }
 
     /// One step, or nothing if a volume got another head before anything was found.
-    fn diff_step(&self, sides: &[Side; 2], start: u64, listing: Listing) -> Result<Option<DiffStep>> {
+    fn diff_step(
+        &self,
+        sides: &[Side; 2],
+        start: u64,
+        listing: Listing,
+        mut looks: Looks<'_>,
+    ) -> Result<Option<DiffStep>> {
         let sizes = [sides[0].head.size, sides[1].head.size];
         let (common, size) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
         let mut list = List::new(listing);
         let mut counts = DiffCounts::default();
-        let (mut at, mut looks) = (start.min(size), 0);
-        'step: while at < size && looks < LOOKS_PER_STEP {
+        let mut at = start.min(size);
+        'step: while at < size && looks.are_left() {
             let chunk = ChunkNo::containing(at);
             let mut end = if at < common { common } else { size };
             let mut found: [Spots; 2] = Default::default();

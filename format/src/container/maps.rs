@@ -6,21 +6,48 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use smallvec::SmallVec;
 
 use super::Container;
 use super::state::State;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, PageLoad};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN};
 use crate::volume::{VolumeCore, runs};
 
 /// Entries of layers that one step looks at.
-pub(super) const LOOKS_PER_STEP: usize = 256 << 10;
-/// What reading a table page counts for: a step on a slow disk shall not take longer than one in memory by orders.
+const LOOKS_PER_STEP: usize = 256 << 10;
+/// What reading one table page counts for: a step on a slow disk shall not take longer than one in memory by orders.
 const LOOKS_PER_PAGE: usize = 1 << 10;
+
+/// What a step may still look at.
+#[derive(Debug)]
+pub(super) struct Looks<'a> {
+    left: usize,
+    given_up: &'a AtomicBool,
+}
+
+impl<'a> Looks<'a> {
+    pub(super) fn new(given_up: &'a AtomicBool) -> Self {
+        Self { left: LOOKS_PER_STEP, given_up }
+    }
+
+    pub(super) fn are_left(&self) -> bool {
+        self.left > 0
+    }
+
+    fn spend(&mut self, looks: usize) {
+        self.left = self.left.saturating_sub(looks);
+    }
+
+    /// Refuses to go on once nobody waits for the step any more.
+    fn check(&self) -> Result<()> {
+        if self.given_up.load(Ordering::SeqCst) { Err(Error::ListingGivenUp) } else { Ok(()) }
+    }
+}
 
 /// What a step lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,21 +164,26 @@ impl Container {
     ///
     /// Errors: [`crate::Error::NoSuchVolume`], [`crate::Error::Io`], [`crate::Error::Corrupt`].
     pub fn map(&self, name: &str, start: u64, listing: Listing) -> Result<MapStep> {
+        self.map_until(name, start, listing, &AtomicBool::new(false))
+    }
+
+    /// Like [`Container::map`]; setting `given_up` ends it with [`Error::ListingGivenUp`] before its next chunk or page.
+    pub fn map_until(&self, name: &str, start: u64, listing: Listing, given_up: &AtomicBool) -> Result<MapStep> {
         loop {
             let side = Side::new(&self.shared.lock(), name)?;
-            if let Some(step) = self.map_step(&side, start, listing)? {
+            if let Some(step) = self.map_step(&side, start, listing, Looks::new(given_up))? {
                 return Ok(step);
             }
         }
     }
 
     /// One step, or nothing if the volume got another head before anything was found.
-    fn map_step(&self, side: &Side, start: u64, listing: Listing) -> Result<Option<MapStep>> {
+    fn map_step(&self, side: &Side, start: u64, listing: Listing, mut looks: Looks<'_>) -> Result<Option<MapStep>> {
         let size = side.head.size;
         let mut list = List::new(listing);
         let mut counts = MapCounts::default();
-        let (mut at, mut looks) = (start.min(size), 0);
-        'step: while at < size && looks < LOOKS_PER_STEP {
+        let mut at = start.min(size);
+        'step: while at < size && looks.are_left() {
             let chunk = ChunkNo::containing(at);
             let Some(spots) = self.found(side, chunk, &mut looks)? else {
                 break;
@@ -188,16 +220,21 @@ impl Container {
     }
 
     /// Where the blocks of a chunk are found; `None` if the volume got another head meanwhile.
-    pub(super) fn found(&self, side: &Side, chunk: ChunkNo, looks: &mut usize) -> Result<Option<Spots>> {
+    pub(super) fn found(&self, side: &Side, chunk: ChunkNo, looks: &mut Looks<'_>) -> Result<Option<Spots>> {
         loop {
+            looks.check()?;
             if !side.is_current() {
                 return Ok(None);
             }
             match look(&side.head, chunk, looks) {
                 Ok(spots) => return Ok(Some(spots)),
                 Err(load) => {
-                    *looks += LOOKS_PER_PAGE;
-                    self.load_page(load)?;
+                    let mut next = Some(load);
+                    while let Some(load) = next {
+                        looks.check()?;
+                        looks.spend(LOOKS_PER_PAGE);
+                        next = self.load_one_page(load)?;
+                    }
                 }
             }
         }
@@ -205,12 +242,12 @@ impl Container {
 }
 
 /// Finds each block of a chunk in the nearest layer that has it (MAP-1).
-fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut usize) -> std::result::Result<Spots, PageLoad> {
+fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result::Result<Spots, PageLoad> {
     let mut spots = Spots::new();
     let mut want: BlockMask = !0;
     let mut next = Some(head.clone());
     while let Some(layer) = next {
-        *looks += 1;
+        looks.spend(1);
         // The link before the entry, as for reads: a merge publishes in the child first and unlinks the parent last.
         let link = layer.link();
         let (d, z) = match layer.lookup(chunk) {

@@ -248,13 +248,18 @@ impl Container {
 
     /// Reads and installs the pages that a request asks for, blocking.
     pub fn load_page(&self, load: PageLoad) -> Result<()> {
-        let mut bytes = vec![0; load.len()];
         let mut next = Some(load);
         while let Some(load) = next {
-            self.shared.disk.read_at(&mut bytes, load.offset()).map_err(Error::io("cannot read a table page"))?;
-            next = self.install_page(load, &bytes)?;
+            next = self.load_one_page(load)?;
         }
         Ok(())
+    }
+
+    /// Reads and installs one page, blocking; returns what [`Container::install_page`] does.
+    fn load_one_page(&self, load: PageLoad) -> Result<Option<PageLoad>> {
+        let mut bytes = vec![0; load.len()];
+        self.shared.disk.read_at(&mut bytes, load.offset()).map_err(Error::io("cannot read a table page"))?;
+        self.install_page(load, &bytes)
     }
 
     /// Keeps at most about `pages` table pages of 4 KiB in memory, each for 32 MiB of a layer; those used longest ago go

@@ -1,5 +1,6 @@
 //! Listing in steps: what they cover, what they read, and commands that come between.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pitstop_format::{Container, Content, Error, Listing, MapCounts, MapRange, SLAB_LEN, VolumeState};
@@ -156,6 +157,61 @@ fn maps_and_differences_read_pages_and_no_data() {
     assert!(reads.len() >= 160, "{} pages for 40 of two volumes, twice", reads.len());
     assert!(reads.iter().all(|range| range.end - range.start == 4096 && !data.contains(&(range.start / SLAB_LEN))));
     assert!(container.resident_pages() < 60, "{}", container.resident_pages());
+}
+
+/// `deep` on 200 layers, each of which a copy keeps and has a page for each of 20 spans; nothing of it is in memory.
+fn deep() -> (Arc<Watched>, Container, Arc<AtomicUsize>) {
+    let (disk, container) = new_container();
+    container.create_volume("deep", 20 * 128 * SLAB_LEN).unwrap();
+    for layer in 0..200u64 {
+        for page in 0..20 {
+            fill(&container, "deep", page * 128 * SLAB_LEN + layer % 64 * BLOCK..page * 128 * SLAB_LEN + (layer % 64 + 1) * BLOCK, 1);
+        }
+        container.snapshot("deep", &format!("kept-{layer}")).unwrap();
+    }
+    container.close().unwrap();
+    let watched = Watched::on(disk);
+    let container = open(watched.clone());
+    let reads = Arc::new(AtomicUsize::new(0));
+    (watched, container, reads)
+}
+
+// rule: MAP-32 — pages count one by one: a step on a deep chain does not read a table of each layer.
+#[test]
+fn a_step_reads_a_bounded_number_of_pages() {
+    let (watched, container, reads) = deep();
+    let counted = reads.clone();
+    watched.set(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut next = Some(0);
+    let (mut steps, mut before) = (0, 0);
+    while let Some(start) = next {
+        next = container.map("deep", start, Listing::Counts).unwrap().next;
+        let read = reads.load(Ordering::Relaxed) - before;
+        // What is spent before the last chunk, and that chunk's.
+        assert!(read <= 256 + 200, "{read} pages in one step");
+        (steps, before) = (steps + 1, before + read);
+    }
+    assert!(before >= 20 * 200 && steps >= 9, "{before} pages in {steps} steps show little");
+}
+
+// rule: CTL-74
+#[test]
+fn a_step_ends_when_it_is_given_up() {
+    for differs in [false, true] {
+        let (watched, container, reads) = deep();
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (counted, gives_up) = (reads.clone(), given_up.clone());
+        watched.set(move |_| gives_up.store(counted.fetch_add(1, Ordering::Relaxed) == 9, Ordering::Relaxed));
+        let result = if differs {
+            container.diff_until("deep", "kept-0", 0, Listing::Counts, &given_up).map(drop)
+        } else {
+            container.map_until("deep", 0, Listing::Counts, &given_up).map(drop)
+        };
+        assert!(matches!(result, Err(Error::ListingGivenUp)), "{result:?}");
+        assert_eq!(reads.load(Ordering::Relaxed), 10);
+    }
 }
 
 // rule: MAP-33 — a command in the middle of a step ends it: what it lists is of one head.
