@@ -381,6 +381,9 @@ fn as_generic(refusal: Refusal) -> Failure {
 }
 
 fn of_container(error: FormatError) -> Failure {
+    if matches!(error, FormatError::CheckGivenUp | FormatError::ListingGivenUp) {
+        return Failure::generic("the daemon is shutting down");
+    }
     as_typed(DaemonError::from(error).into())
 }
 

@@ -138,17 +138,24 @@ impl State {
     }
 
     /// The layers that `volume` reads through, head first, and whether each is its own (LAY-7).
-    pub(super) fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
+    fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
         let mut chain = Vec::new();
         let mut next = Some(self.volume_record(volume).head);
         let mut alone = true;
         while let Some(id) = next {
-            let record = self.layer_record(id);
-            alone &= self.child_count(id) <= 1;
-            chain.push((id, record.owner.map_or(alone, |owner| owner == volume)));
-            next = record.parent;
+            chain.push((id, self.is_own(volume, id, &mut alone)));
+            next = self.layer_record(id).parent;
         }
         chain
+    }
+
+    /// Whether a layer of `volume`'s chain is its own (LAY-7); `alone` says whether each layer above it has at most one
+    /// child, and then whether it has, too.
+    pub(super) fn is_own(&self, volume: VolumeId, layer: LayerId, alone: &mut bool) -> bool {
+        *alone &= self.child_count(layer) <= 1;
+        // A layer that a merge has taken out of the chain meanwhile may be gone.
+        let owner = self.layer_slots.contains_key(&layer).then(|| self.layer_record(layer).owner).flatten();
+        owner.map_or(*alone, |owner| owner == volume)
     }
 
     fn volume_info(&self, id: VolumeId) -> VolumeInfo {

@@ -15,13 +15,17 @@ use super::Container;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, PageLoad};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, VolumeId};
 use crate::volume::{VolumeCore, runs};
 
 /// Entries of layers that one step looks at.
 const LOOKS_PER_STEP: usize = 256 << 10;
 /// What reading one table page counts for: a step on a slow disk shall not take longer than one in memory by orders.
 const LOOKS_PER_PAGE: usize = 1 << 10;
+/// Layers of a chain that are looked up in the catalog per hold of the engine lock.
+const LAYERS_PER_HOLD: usize = 256;
+/// How often the layers of chains are looked up anew because a merge has taken one out meanwhile.
+const CHAIN_TRIES: u32 = 4;
 
 /// What a step may still look at.
 #[derive(Debug)]
@@ -118,6 +122,7 @@ pub struct MapStep {
 
 /// A volume as it is at the beginning of a step.
 pub(super) struct Side {
+    id: VolumeId,
     core: Arc<VolumeCore>,
     pub(super) head: Arc<Layer>,
     /// The layers of its chain, and whether each is its own (LAY-7).
@@ -135,12 +140,36 @@ pub(super) struct Spot {
 /// What is found of the blocks of a chunk: each block is in one of the masks.
 pub(super) type Spots = SmallVec<[(BlockMask, Spot); 8]>;
 
+/// A look at the layers of a chain, head first.
+struct ChainWalk {
+    volume: VolumeId,
+    next: Option<Arc<Layer>>,
+    alone: bool,
+    found: HashMap<LayerId, bool>,
+}
+
+impl ChainWalk {
+    /// Looks up some of the layers; nothing is left when `next` is none.
+    fn go_on(&mut self, state: &State) {
+        for _ in 0..LAYERS_PER_HOLD {
+            let Some(layer) = self.next.take() else { return };
+            self.found.insert(layer.id, state.is_own(self.volume, layer.id, &mut self.alone));
+            self.next = layer.parent();
+        }
+    }
+}
+
 impl Side {
+    /// A volume with an empty chain: [`Container::find_chains`] is next.
     fn new(state: &State, name: &str) -> Result<Self> {
         let id = state.volume_id(name)?;
         let core = state.volumes[&id].clone();
         let head = core.head();
-        Ok(Self { core, head, chain: state.chain(id).into_iter().collect() })
+        Ok(Self { id, core, head, chain: HashMap::new() })
+    }
+
+    fn walk(&self) -> ChainWalk {
+        ChainWalk { volume: self.id, next: Some(self.head.clone()), alone: true, found: HashMap::new() }
     }
 
     /// Whether the volume still has the head of the step's beginning.
@@ -170,7 +199,9 @@ impl Container {
     /// Like [`Container::map`]; setting `given_up` ends it with [`Error::ListingGivenUp`] before its next chunk or page.
     pub fn map_until(&self, name: &str, start: u64, listing: Listing, given_up: &AtomicBool) -> Result<MapStep> {
         loop {
-            let side = Side::new(&self.shared.lock(), name)?;
+            let mut side = [Side::new(&self.shared.lock(), name)?];
+            self.find_chains(&mut side);
+            let [side] = side;
             if let Some(step) = self.map_step(&side, start, listing, Looks::new(given_up))? {
                 return Ok(step);
             }
@@ -213,10 +244,32 @@ impl Container {
         Ok(Some(MapStep { size_bytes: size, head: side.head.id, ranges, counts, next }))
     }
 
-    /// Two volumes, both at one instant.
+    /// Two volumes, with their heads of one instant.
     pub(super) fn sides(&self, a: &str, b: &str) -> Result<[Side; 2]> {
-        let state = self.shared.lock();
-        Ok([Side::new(&state, a)?, Side::new(&state, b)?])
+        let mut sides = {
+            let state = self.shared.lock();
+            [Side::new(&state, a)?, Side::new(&state, b)?]
+        };
+        self.find_chains(&mut sides);
+        Ok(sides)
+    }
+
+    /// Finds the layers of chains, a few at a time: a long chain holds nobody up. A merge that takes one out meanwhile makes
+    /// no layer shared that is not, as chains lose layers only; so where merges never pause, what is found by then counts.
+    fn find_chains(&self, sides: &mut [Side]) {
+        for _ in 0..CHAIN_TRIES {
+            let merges = self.shared.resolved.merges.load(Ordering::Acquire);
+            for side in &mut *sides {
+                let mut walk = side.walk();
+                while walk.next.is_some() {
+                    walk.go_on(&self.shared.lock());
+                }
+                side.chain = walk.found;
+            }
+            if self.shared.resolved.merges.load(Ordering::Acquire) == merges {
+                break;
+            }
+        }
     }
 
     /// Where the blocks of a chunk are found; `None` if the volume got another head meanwhile.
@@ -351,5 +404,34 @@ impl<K: Copy + PartialEq> List<K> {
             self.ranges.push((start, end, kind));
         }
         has_room
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::{CreateOptions, OpenMode};
+    use crate::io::VolumeIo;
+    use crate::testing::SimDisk;
+
+    // rule: MAP-32 — of a long chain, few layers are looked up under one hold of the engine lock; all are in the end.
+    #[test]
+    fn a_long_chain_is_looked_up_in_pieces() {
+        let disk = SimDisk::new();
+        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        for n in 0..600 {
+            VolumeIo::new(&container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
+            container.snapshot("v", &format!("kept-{n}")).unwrap();
+        }
+        let mut sides = [Side::new(&container.shared.lock(), "v").unwrap()];
+        let mut walk = sides[0].walk();
+        for looked_up in [256, 512, 601] {
+            walk.go_on(&container.shared.lock());
+            assert_eq!((walk.found.len(), walk.next.is_some()), (looked_up, looked_up < 601));
+        }
+        container.find_chains(&mut sides);
+        assert_eq!((&sides[0].chain, sides[0].chain.values().filter(|own| **own).count()), (&walk.found, 601));
     }
 }

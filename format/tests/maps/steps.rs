@@ -165,7 +165,12 @@ fn deep() -> (Arc<Watched>, Container, Arc<AtomicUsize>) {
     container.create_volume("deep", 20 * 128 * SLAB_LEN).unwrap();
     for layer in 0..200u64 {
         for page in 0..20 {
-            fill(&container, "deep", page * 128 * SLAB_LEN + layer % 64 * BLOCK..page * 128 * SLAB_LEN + (layer % 64 + 1) * BLOCK, 1);
+            fill(
+                &container,
+                "deep",
+                page * 128 * SLAB_LEN + layer % 64 * BLOCK..page * 128 * SLAB_LEN + (layer % 64 + 1) * BLOCK,
+                1,
+            );
         }
         container.snapshot("deep", &format!("kept-{layer}")).unwrap();
     }
