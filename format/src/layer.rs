@@ -1,347 +1,17 @@
-//! Layers in memory: tables, pages and chunk entries that readers walk without a lock.
+//! Layers in memory, and the chains that readers walk without a lock.
 //!
-//! Invariant: an entry's words change only under the engine lock and in the orders of MAP-7, so that a reader that
-//! follows [`Entry::view`] sees either the old or the new state of each block, never a third. A page leaves memory only
-//! while its home holds all of it (MAP-16). A parent pointer changes only to an ancestor that shows the same bytes (LAY-8).
-//! Does not: perform I/O (a page that is not resident is reported as a [`PageLoad`]), allocate slabs, or journal.
+//! Invariant: a parent pointer changes only to an ancestor that shows the same bytes (LAY-8); of tables see `page`. Does not: perform I/O (a page that is not resident is reported as a [`PageLoad`]), allocate slabs, or journal.
 
-use std::ops::Deref;
+mod page;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arc_swap::Guard;
-
-use crate::layout::entry::RawEntry;
-use crate::sync::{ArcSwap, ArcSwapOption, AtomicBool, AtomicU8, AtomicU64, OnceLock};
-use crate::units::{
-    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, PAGES_PER_SLAB, SLAB_LEN,
-    SlabNo, mask_of,
-};
-
-/// In memory only: a merge has handed the slab to the child; on disk the entry is absent (LAY-8).
-const MOVED: u64 = 1 << 63;
-/// In memory only: the entry stands in the list of changes to journal.
-const DIRTY: u64 = 1 << 62;
-const SLAB_BITS: u64 = !(MOVED | DIRTY);
-
-/// A chunk's presence words. Bit `n` of a mask is block `n` of the chunk.
-#[derive(Debug, Default)]
-pub(crate) struct Entry {
-    slab: AtomicU64,
-    d: AtomicU64,
-    z: AtomicU64,
-    /// Blocks that a planned first write will fill; only under the engine lock.
-    pending: AtomicU64,
-}
-
-impl Entry {
-    fn new(raw: RawEntry) -> Self {
-        Self {
-            slab: AtomicU64::new(raw.slab.0),
-            d: AtomicU64::new(raw.d),
-            z: AtomicU64::new(raw.z),
-            pending: AtomicU64::new(0),
-        }
-    }
-
-    /// The entry as one consistent state (MAP-7): D before Z, and the slab the same before and after.
-    pub(crate) fn view(&self) -> RawEntry {
-        loop {
-            let slab = self.slab.load(Ordering::Acquire) & SLAB_BITS;
-            let d = self.d.load(Ordering::Acquire);
-            let z = self.z.load(Ordering::Acquire);
-            if self.slab.load(Ordering::Acquire) & SLAB_BITS == slab {
-                return RawEntry { slab: SlabNo(slab), d, z };
-            }
-        }
-    }
-
-    pub(crate) fn slab(&self) -> SlabNo {
-        SlabNo(self.slab.load(Ordering::Acquire) & SLAB_BITS)
-    }
-
-    pub(crate) fn pending(&self) -> BlockMask {
-        self.pending.load(Ordering::Relaxed)
-    }
-
-    /// Changes the pending blocks; under the engine lock.
-    pub(crate) fn set_pending(&self, pending: BlockMask) {
-        self.pending.store(pending, Ordering::Relaxed);
-    }
-
-    /// Gives the entry its slab, or takes it away; D is clear then (MAP-8).
-    pub(crate) fn set_slab(&self, slab: SlabNo) {
-        debug_assert_eq!(self.d.load(Ordering::Relaxed), 0);
-        let flags = self.slab.load(Ordering::Relaxed) & !SLAB_BITS;
-        self.slab.store(slab.0 | flags, Ordering::Release);
-    }
-
-    /// Zero or absent to data: sets D and leaves Z (MAP-7).
-    pub(crate) fn set_data(&self, mask: BlockMask) {
-        self.d.fetch_or(mask, Ordering::Release);
-    }
-
-    /// Data or absent to zero: sets Z, then clears D (MAP-7).
-    pub(crate) fn set_zero(&self, mask: BlockMask) {
-        self.z.fetch_or(mask, Ordering::Release);
-        self.d.fetch_and(!mask, Ordering::Release);
-    }
-
-    /// Adds zero blocks that the parent showed as zeros; only merges call this.
-    pub(crate) fn add_zero(&self, mask: BlockMask) {
-        self.z.fetch_or(mask, Ordering::Release);
-    }
-
-    pub(crate) fn mark_moved(&self) {
-        self.slab.fetch_or(MOVED, Ordering::Release);
-    }
-
-    /// What the entry is on disk: nothing once moved.
-    pub(crate) fn stored(&self) -> RawEntry {
-        if self.slab.load(Ordering::Acquire) & MOVED != 0 {
-            return RawEntry::default();
-        }
-        let view = self.view();
-        if view.d == 0 { RawEntry { slab: SlabNo(0), ..view } } else { view }
-    }
-
-    /// Notes that the entry is listed for the journal; false if it was already.
-    pub(crate) fn mark_dirty(&self) -> bool {
-        self.slab.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0
-    }
-
-    pub(crate) fn clear_dirty(&self) {
-        self.slab.fetch_and(!DIRTY, Ordering::AcqRel);
-    }
-}
-
-/// How a resident page compares with its home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Home {
-    /// The home holds this page, durably.
-    Same,
-    /// Changed since it was last copied for its home.
-    Dirty,
-    /// A copy is on its way home.
-    Writing,
-}
-
-/// A resident table page.
-#[derive(Debug)]
-pub(crate) struct Page {
-    /// A [`Home`]; changed only under the engine lock.
-    home: AtomicU8,
-    /// Looked at since eviction last came by.
-    used: AtomicBool,
-    entries: [Entry; ENTRIES_PER_PAGE as usize],
-}
-
-impl Page {
-    /// A page of absent entries, or of entries that read as zeros; it differs from its home.
-    pub(crate) fn fresh(zero: bool) -> Self {
-        let raw = RawEntry { z: if zero { !0 } else { 0 }, ..RawEntry::default() };
-        let page = Self::from_raw(&[raw; ENTRIES_PER_PAGE as usize]);
-        page.mark_dirty();
-        page
-    }
-
-    /// A page as its home holds it.
-    pub(crate) fn from_raw(raw: &[RawEntry; ENTRIES_PER_PAGE as usize]) -> Self {
-        Self { home: AtomicU8::new(Home::Same as u8), used: AtomicBool::new(true), entries: raw.map(Entry::new) }
-    }
-
-    /// Notes that the page differs from its home; false if that was known.
-    pub(crate) fn mark_dirty(&self) -> bool {
-        self.home.swap(Home::Dirty as u8, Ordering::AcqRel) != Home::Dirty as u8
-    }
-
-    /// Notes that a copy is about to be made for the home: a later change marks the page again.
-    pub(crate) fn begin_home_write(&self) {
-        self.home.store(Home::Writing as u8, Ordering::Release);
-    }
-
-    /// Notes that the copy is durable in the home.
-    pub(crate) fn end_home_write(&self) {
-        // A page changed meanwhile stays dirty.
-        if self.home.load(Ordering::Acquire) == Home::Writing as u8 {
-            self.home.store(Home::Same as u8, Ordering::Release);
-        }
-    }
-
-    fn is_home(&self) -> bool {
-        self.home.load(Ordering::Acquire) == Home::Same as u8
-    }
-
-    /// Whether a change, a claim or a merge depends on what only the page in memory says.
-    fn is_needed(&self) -> bool {
-        let is_needed =
-            |entry: &Entry| entry.slab.load(Ordering::Acquire) & (MOVED | DIRTY) != 0 || entry.pending() != 0;
-        self.entries.iter().any(is_needed)
-    }
-
-    /// The page as its home holds it.
-    pub(crate) fn encode(&self, layer: LayerId, first: ChunkNo) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(PAGE_LEN);
-        for (chunk, entry) in (first.0..).zip(&self.entries) {
-            bytes.extend(entry.stored().encode(layer, ChunkNo(chunk)));
-        }
-        bytes
-    }
-}
-
-/// An entry of a resident page; the page's memory stays while it is held.
-#[derive(Debug)]
-pub(crate) struct EntryRef {
-    page: Guard<Option<Arc<Page>>>,
-    index: usize,
-}
-
-impl Deref for EntryRef {
-    type Target = Entry;
-
-    fn deref(&self) -> &Entry {
-        match &*self.page {
-            Some(page) => &page.entries[self.index],
-            None => unreachable!("made from a resident page"),
-        }
-    }
-}
-
-/// What became of an attempt to evict a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Evicted {
-    /// It is not resident any more.
-    Gone,
-    /// It was used lately, or a claim or a merge needs it.
-    Used,
-    /// It must go home first.
-    Dirty,
-}
-
-/// A table slab: 8192 chunk entries in 64 pages, each resident or not.
-#[derive(Debug)]
-pub(crate) struct Table {
-    pub(crate) slab: SlabNo,
-    /// Pages that exist; the others hold absent entries, or zero entries if `zero` (MAP-6).
-    pub(crate) initialised: AtomicU64,
-    pub(crate) zero: AtomicBool,
-    /// Pages evicted so far: a page read before an eviction is not installed after it (MAP-16).
-    evictions: AtomicU64,
-    pages: [ArcSwapOption<Page>; PAGES_PER_SLAB as usize],
-}
-
-impl Table {
-    pub(crate) fn new(slab: SlabNo, initialised: u64, zero: bool) -> Self {
-        Self {
-            slab,
-            initialised: AtomicU64::new(initialised),
-            zero: AtomicBool::new(zero),
-            evictions: AtomicU64::new(0),
-            pages: [const { ArcSwapOption::const_empty() }; PAGES_PER_SLAB as usize],
-        }
-    }
-
-    pub(crate) fn page(&self, page: usize) -> Guard<Option<Arc<Page>>> {
-        self.pages[page].load()
-    }
-
-    fn entry(&self, chunk: ChunkNo) -> Option<EntryRef> {
-        let guard = self.page(chunk.page());
-        let page = guard.as_ref()?;
-        // Most often it is set: a store would take the line from other cores.
-        if !page.used.load(Ordering::Relaxed) {
-            page.used.store(true, Ordering::Relaxed);
-        }
-        Some(EntryRef { page: guard, index: chunk.entry() })
-    }
-
-    pub(crate) fn is_initialised(&self, page: usize) -> bool {
-        self.initialised.load(Ordering::Acquire) >> page & 1 == 1
-    }
-
-    /// Makes `content` the resident page; there must be none. Under the engine lock, or before the layer is shared.
-    pub(crate) fn install(&self, page: usize, content: Page) -> Arc<Page> {
-        let content = Arc::new(content);
-        let before = self.pages[page].swap(Some(content.clone()));
-        debug_assert!(before.is_none());
-        content
-    }
-
-    /// Whether a page that was asked for when there had been `evictions` may be installed: none has been evicted since,
-    /// so that its home has not changed since.
-    pub(crate) fn is_current(&self, evictions: u64) -> bool {
-        self.evictions.load(Ordering::Acquire) == evictions
-    }
-
-    /// Takes the page out of memory unless it was used lately or is needed; under the engine lock.
-    pub(crate) fn evict(&self, page: usize) -> Evicted {
-        let guard = self.page(page);
-        let Some(resident) = guard.as_ref() else {
-            return Evicted::Gone;
-        };
-        if !resident.is_home() {
-            return Evicted::Dirty;
-        }
-        if resident.used.swap(false, Ordering::AcqRel) || resident.is_needed() {
-            return Evicted::Used;
-        }
-        self.pages[page].store(None);
-        self.evictions.fetch_add(1, Ordering::AcqRel);
-        Evicted::Gone
-    }
-}
-
-/// A table page to read from the container: its bytes go to `Container::install_page`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageLoad {
-    pub(crate) layer: LayerId,
-    pub(crate) table: u32,
-    pub(crate) page: u8,
-    pub(crate) slab: SlabNo,
-    /// Evictions from the table when the page was asked for.
-    pub(crate) evictions: u64,
-    /// The chunk and blocks that were looked for.
-    pub(crate) chunk: ChunkNo,
-    pub(crate) want: BlockMask,
-    /// Pages that may be asked for after this one before the request is planned again.
-    pub(crate) left: u8,
-}
-
-/// Pages of one chain that are loaded before the request is planned again.
-const PAGES_PER_PLAN: u8 = 64;
-
-impl PageLoad {
-    /// A page that no request asks for.
-    pub(crate) fn home(layer: LayerId, table: u32, page: u8, slab: SlabNo) -> Self {
-        Self { layer, table, page, slab, evictions: 0, chunk: first_chunk(table, page), want: 0, left: 0 }
-    }
-
-    /// Byte offset of the page in the container.
-    pub fn offset(&self) -> u64 {
-        self.slab.offset() + u64::from(self.page) * PAGE_LEN as u64
-    }
-
-    /// Bytes to read.
-    #[expect(clippy::len_without_is_empty, reason = "never empty")]
-    pub fn len(&self) -> usize {
-        PAGE_LEN
-    }
-
-    /// Whether a plan has asked for it, not the load of another page.
-    pub(crate) fn is_first(&self) -> bool {
-        self.left == PAGES_PER_PLAN
-    }
-
-    pub(crate) fn first_chunk(&self) -> ChunkNo {
-        first_chunk(self.table, self.page)
-    }
-}
-
-/// The first chunk that a page describes.
-pub(crate) fn first_chunk(table: u32, page: u8) -> ChunkNo {
-    ChunkNo(table * ENTRIES_PER_TABLE as u32 + u32::from(page) * ENTRIES_PER_PAGE as u32)
-}
+pub use self::page::PageLoad;
+use self::page::{Directory, PAGES_PER_PLAN};
+pub(crate) use self::page::{Entry, EntryRef, Evicted, Page, Table, first_chunk};
+use crate::sync::{ArcSwap, AtomicBool};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, mask_of};
 
 /// What one layer says of a chunk.
 #[derive(Debug)]
@@ -362,6 +32,21 @@ pub(crate) struct Link {
     pub(crate) limit: u64,
 }
 
+/// What a layer shows of the blocks of a chunk that are asked of it: each is in one of the masks.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// Data, in `slab`.
+    pub(crate) data: BlockMask,
+    pub(crate) slab: SlabNo,
+    /// Zeros that the layer has.
+    pub(crate) zero: BlockMask,
+    /// Zeros because the layer has nothing there, and nothing shows through it.
+    pub(crate) hidden: BlockMask,
+    /// Left to `parent`, which is none if this is empty.
+    pub(crate) left: BlockMask,
+    pub(crate) parent: Option<Arc<Layer>>,
+}
+
 /// A layer in memory.
 #[derive(Debug)]
 pub(crate) struct Layer {
@@ -379,7 +64,7 @@ impl Layer {
             id,
             size,
             link: ArcSwap::from_pointee(link),
-            tables: Directory(OnceLock::new()),
+            tables: Directory::new(),
             drained: AtomicBool::new(drained),
         }
     }
@@ -397,39 +82,27 @@ impl Layer {
         self.link.store(Arc::new(link));
     }
 
-    /// Takes from `want` what this layer shows of the chunk: data goes to `piece`, zeros into `zero`. Returns the parent if
-    /// blocks are left.
-    fn show(
-        &self,
-        chunk: ChunkNo,
-        want: &mut BlockMask,
-        zero: &mut BlockMask,
-        mut piece: impl FnMut(BlockMask, Found),
-    ) -> Result<Option<Arc<Layer>>, PageLoad> {
+    /// What this layer shows of the blocks `want` of a chunk: the one place that knows how a reader looks at a layer while
+    /// a merge changes it.
+    pub(crate) fn show(&self, chunk: ChunkNo, want: BlockMask) -> Result<Shown, PageLoad> {
         // The link before the entry: a merge publishes in the child first and unlinks the parent last (LAY-8).
         let link = self.link.load();
-        match self.lookup(chunk) {
-            InLayer::Absent => {}
-            InLayer::AllZero => {
-                *zero |= *want;
-                *want = 0;
-            }
+        let (slab, d, z) = match self.lookup(chunk) {
+            InLayer::Absent => (SlabNo(0), 0, 0),
+            InLayer::AllZero => (SlabNo(0), 0, !0),
             InLayer::Entry(entry) => {
                 let view = entry.view();
-                let data = *want & view.d;
-                if data != 0 {
-                    piece(data, Found::Data(view.slab));
-                }
-                *want &= !view.d;
-                *zero |= *want & view.z;
-                *want &= !view.z;
+                (view.slab, view.d, view.z)
             }
-            InLayer::NeedPage(load) => return Err(PageLoad { want: *want, ..load }),
-        }
+            InLayer::NeedPage(load) => return Err(PageLoad { want, ..load }),
+        };
+        let data = want & d;
+        let zero = want & z & !d;
+        let absent = want & !(d | z);
         let through = if link.parent.is_some() { link.mask(chunk) } else { 0 };
-        *zero |= *want & !through;
-        *want &= through;
-        Ok(if *want == 0 { None } else { link.parent.clone() })
+        let left = absent & through;
+        let parent = if left == 0 { None } else { link.parent.clone() };
+        Ok(Shown { data, slab, zero, hidden: absent & !through, left, parent })
     }
 
     pub(crate) fn is_drained(&self) -> bool {
@@ -438,7 +111,7 @@ impl Layer {
 
     /// Whether no first write was ever planned here.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.tables.0.get().is_none()
+        self.tables.is_empty()
     }
 
     /// Tables that the layer's size allows.
@@ -481,31 +154,6 @@ impl Layer {
             };
         }
         if table.zero.load(Ordering::Acquire) { InLayer::AllZero } else { InLayer::Absent }
-    }
-}
-
-/// Tables per leaf of a directory.
-const LEAF: usize = 256;
-
-type Leaf = Box<[OnceLock<Box<Table>>]>;
-
-/// A layer's tables by index, in leaves that exist only where there is a table: a large layer that holds little costs
-/// little memory.
-#[derive(Debug)]
-struct Directory(OnceLock<Box<[OnceLock<Leaf>]>>);
-
-impl Directory {
-    fn get(&self, index: u32) -> Option<&Table> {
-        let index = index as usize;
-        self.0.get()?.get(index / LEAF)?.get()?.get(index % LEAF)?.get().map(Box::as_ref)
-    }
-
-    /// Adds a table to a directory for `limit` of them; false if the index is taken.
-    fn add(&self, index: u32, limit: u32, table: Table) -> bool {
-        let count = (limit as usize).div_ceil(LEAF);
-        let leaves = self.0.get_or_init(|| (0..count).map(|_| OnceLock::new()).collect());
-        let leaf = leaves[index as usize / LEAF].get_or_init(|| (0..LEAF).map(|_| OnceLock::new()).collect());
-        leaf[index as usize % LEAF].set(Box::new(table)).is_ok()
     }
 }
 
@@ -564,8 +212,13 @@ pub(crate) fn resolve_in(
         let layer = above.as_ref().unwrap_or(top);
         levels += 1;
         before(layer);
-        let parent = layer.show(chunk, &mut want, &mut zero, |mask, place| piece(mask, place, layer))?;
-        match parent {
+        let shown = layer.show(chunk, want)?;
+        if shown.data != 0 {
+            piece(shown.data, Found::Data(shown.slab), layer);
+        }
+        zero |= shown.zero | shown.hidden;
+        want = shown.left;
+        match shown.parent {
             Some(parent) => above = Some(parent),
             None => {
                 if zero != 0 {
@@ -581,15 +234,18 @@ pub(crate) fn resolve_in(
 pub(crate) fn resolve_here(
     layer: &Arc<Layer>,
     chunk: ChunkNo,
-    mut want: BlockMask,
+    want: BlockMask,
     mut piece: impl FnMut(BlockMask, Found),
 ) -> Result<Option<(Arc<Layer>, BlockMask)>, PageLoad> {
-    let mut zero = 0;
-    let parent = layer.show(chunk, &mut want, &mut zero, &mut piece)?;
+    let shown = layer.show(chunk, want)?;
+    if shown.data != 0 {
+        piece(shown.data, Found::Data(shown.slab));
+    }
+    let zero = shown.zero | shown.hidden;
     if zero != 0 {
         piece(zero, Found::Zero);
     }
-    Ok(parent.map(|parent| (parent, want)))
+    Ok(shown.parent.map(|parent| (parent, shown.left)))
 }
 
 /// The page that a walk which stopped for `load` at `layer` stops for next, so that a request that meets many pages not
@@ -603,107 +259,4 @@ pub(crate) fn next_load(layer: &Arc<Layer>, load: PageLoad) -> Option<PageLoad> 
 mod loom;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn layer(id: u64, link: Link, entries: &[(u32, RawEntry)]) -> Arc<Layer> {
-        let layer = Layer::new(LayerId(id), 1 << 20, link, true);
-        let mut raw = [RawEntry::default(); ENTRIES_PER_PAGE as usize];
-        entries.iter().for_each(|&(chunk, entry)| raw[chunk as usize] = entry);
-        let table = Table::new(SlabNo(id), 1, false);
-        table.install(0, Page::from_raw(&raw));
-        assert!(layer.add_table(0, table));
-        Arc::new(layer)
-    }
-
-    fn resolved(top: &Arc<Layer>, chunk: u32) -> Vec<(BlockMask, Found)> {
-        let mut found = Vec::new();
-        resolve(top, ChunkNo(chunk), !0, |mask, place| found.push((mask, place))).unwrap();
-        found
-    }
-
-    fn data(slab: u64, d: BlockMask, z: BlockMask) -> RawEntry {
-        RawEntry { slab: SlabNo(slab), d, z }
-    }
-
-    // rules: MAP-1, MAP-12 — the nearest layer that has a block shows it; D counts before Z.
-    #[test]
-    fn each_block_comes_from_the_nearest_layer_that_has_it() {
-        let bottom = layer(1, Link { parent: None, limit: 0 }, &[(0, data(50, 0b1111, 0))]);
-        let top = layer(2, Link { parent: Some(bottom), limit: 1 << 20 }, &[(0, data(60, 0b0001, 0b0011))]);
-        let found = resolved(&top, 0);
-        assert_eq!(found[0], (0b0001, Found::Data(SlabNo(60))));
-        assert_eq!(found[1], (0b1100, Found::Data(SlabNo(50))));
-        assert_eq!(found[2], (!0b1101, Found::Zero));
-    }
-
-    // rule: MAP-16 — a page leaves memory only if it is home, unused, unclaimed, and no merge has moved an entry of it.
-    #[test]
-    fn a_page_stays_while_something_depends_on_it() {
-        let page = Page::from_raw(&[RawEntry::default(); ENTRIES_PER_PAGE as usize]);
-        let table = Table::new(SlabNo(9), 1, false);
-        assert_eq!(table.evict(0), Evicted::Gone);
-        let page = table.install(0, page);
-        assert_eq!(table.evict(0), Evicted::Used);
-        assert!(table.entry(ChunkNo(5)).is_some());
-        assert_eq!(table.evict(0), Evicted::Used);
-        assert!(page.mark_dirty());
-        assert!(!page.mark_dirty());
-        assert_eq!(table.evict(0), Evicted::Dirty);
-        page.begin_home_write();
-        assert_eq!(table.evict(0), Evicted::Dirty);
-        assert!(page.mark_dirty());
-        page.end_home_write();
-        assert_eq!(table.evict(0), Evicted::Dirty);
-        page.begin_home_write();
-        page.end_home_write();
-        page.entries[3].set_pending(1);
-        assert_eq!(table.evict(0), Evicted::Used);
-        page.entries[3].set_pending(0);
-        page.entries[4].mark_dirty();
-        assert_eq!(table.evict(0), Evicted::Used);
-        page.entries[4].clear_dirty();
-        assert!(table.is_current(0));
-        assert_eq!(table.evict(0), Evicted::Gone);
-        assert!(!table.is_current(0));
-        let page = table.install(0, Page::from_raw(&[RawEntry::default(); ENTRIES_PER_PAGE as usize]));
-        page.entries[5].mark_moved();
-        for _ in 0..3 {
-            assert_eq!(table.evict(0), Evicted::Used);
-        }
-    }
-
-    // rule: MAP-2 — a directory takes each index of its size once, and costs little where it is empty.
-    #[test]
-    fn tables_are_found_by_index_in_a_large_layer() {
-        let layer = Layer::new(LayerId(1), 1 << 50, Link { parent: None, limit: 0 }, true);
-        let indexes = [0, 255, 256, 300_000, layer.table_limit() - 1];
-        for index in indexes {
-            assert!(layer.table(index).is_none());
-            assert!(layer.add_table(index, Table::new(SlabNo(u64::from(index)), 0, false)));
-            assert!(!layer.add_table(index, Table::new(SlabNo(1), 0, false)));
-        }
-        assert!(indexes.iter().all(|&index| layer.table(index).is_some_and(|table| table.slab.0 == u64::from(index))));
-        assert!(layer.table(254).is_none());
-        assert!(!layer.add_table(layer.table_limit(), Table::new(SlabNo(1), 0, false)));
-        assert!(layer.table(u32::MAX).is_none());
-    }
-
-    // rule: LAY-6 — nothing of the parent shows beyond the limit.
-    #[test]
-    fn beyond_the_parent_limit_is_zero() {
-        let bottom = layer(1, Link { parent: None, limit: 0 }, &[(0, data(50, !0, 0)), (1, data(51, !0, 0))]);
-        let top = layer(2, Link { parent: Some(bottom), limit: 2 * BLOCK_LEN + 512 }, &[]);
-        assert_eq!(resolved(&top, 0), [(0b111, Found::Data(SlabNo(50))), (!0b111, Found::Zero)]);
-        assert_eq!(resolved(&top, 1), [(!0, Found::Zero)]);
-    }
-
-    #[test]
-    fn a_very_long_chain_is_dropped_without_recursion() {
-        let mut top = layer(1, Link { parent: None, limit: 0 }, &[]);
-        for id in 2..200_000 {
-            top = Arc::new(Layer::new(LayerId(id), 1 << 20, Link { parent: Some(top), limit: 1 << 20 }, true));
-        }
-        drop(top);
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::Container;
 use super::state::State;
 use crate::error::{Error, Result};
-use crate::layer::{InLayer, Layer, PageLoad};
+use crate::layer::{Layer, PageLoad};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, VolumeId};
 use crate::volume::{VolumeCore, runs};
 
@@ -301,30 +301,16 @@ fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result
     let mut next = Some(head.clone());
     while let Some(layer) = next {
         looks.spend(1);
-        // The link before the entry, as for reads: a merge publishes in the child first and unlinks the parent last.
-        let link = layer.link();
-        let (d, z) = match layer.lookup(chunk) {
-            InLayer::Absent => (0, 0),
-            InLayer::AllZero => (0, !0),
-            InLayer::Entry(entry) => {
-                let view = entry.view();
-                (view.d, view.z & !view.d)
-            }
-            InLayer::NeedPage(load) => return Err(PageLoad { want, ..load }),
-        };
-        let through = if link.parent.is_some() { link.mask(chunk) } else { 0 };
+        let shown = layer.show(chunk, want)?;
         let here = Some(layer.id);
-        for (mask, content, layer) in [
-            (want & d, Content::Data, here),
-            (want & z, Content::Zero, here),
-            (want & !(d | z) & !through, Content::Zero, None),
-        ] {
+        for (mask, content, layer) in
+            [(shown.data, Content::Data, here), (shown.zero, Content::Zero, here), (shown.hidden, Content::Zero, None)]
+        {
             if mask != 0 {
                 spots.push((mask, Spot { content, layer }));
             }
         }
-        want &= !(d | z) & through;
-        next = if want == 0 { None } else { link.parent.clone() };
+        (want, next) = (shown.left, shown.parent);
     }
     Ok(spots)
 }
