@@ -144,12 +144,27 @@ impl Allocator {
         self.period += 1;
     }
 
-    /// Makes slabs free that have been through limbo; `durable` is the newest durable batch.
-    pub(crate) fn reap(&mut self, durable: u64) -> u64 {
+    /// The number of the current grace period.
+    pub(crate) fn period(&self) -> u64 {
+        self.period
+    }
+
+    /// Whether all requests of `period`, and of those before it, have ended.
+    pub(crate) fn is_over(&mut self, period: u64) -> bool {
+        self.oldest_held() > period
+    }
+
+    /// The oldest period that a request may still hold, or the current one.
+    fn oldest_held(&mut self) -> u64 {
         while self.past.front().is_some_and(|(_, token)| token.strong_count() == 0) {
             self.past.pop_front();
         }
-        let oldest_held = self.past.front().map_or(self.period, |(period, _)| *period);
+        self.past.front().map_or(self.period, |(period, _)| *period)
+    }
+
+    /// Makes slabs free that have been through limbo; `durable` is the newest durable batch.
+    pub(crate) fn reap(&mut self, durable: u64) -> u64 {
+        let oldest_held = self.oldest_held();
         let mut freed = 0;
         while let Some(first) = self.limbo.front() {
             if first.period >= oldest_held || first.batch > durable {

@@ -128,6 +128,18 @@ pub enum Error {
         /// The holder, for people.
         holder: String,
     },
+    /// The volume is being hydrated already.
+    #[error("volume '{name}' is being hydrated already; cancel that first, or wait until it has ended")]
+    Hydrating {
+        /// The volume.
+        name: String,
+    },
+    /// The volume is not being hydrated.
+    #[error("volume '{name}' is not being hydrated; `pitstop info` shows its state")]
+    NotHydrating {
+        /// The volume.
+        name: String,
+    },
     /// More layers would change at once than the journal can hold.
     #[error(
         "volume '{name}' stands on {layers} layers, and this container's journal can change {most} at once; wait until \

@@ -23,8 +23,8 @@ mod volume;
 
 pub use container::{
     ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Flush, FlushStep,
-    JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin,
-    PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
+    HydrateEnd, HydrateStep, HydrateWait, Hydration, JournalAppend, LayerInfo, Listing, Maintained, MapCounts,
+    MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -267,6 +267,17 @@ impl Run {
                 let change = Change::Rename(name.clone(), new_name.clone());
                 self.command(change, |container| container.rename_volume(&name, &new_name));
             }
+            87..90 => match self.container.hydrate(&name) {
+                Ok(_) | Err(Error::Hydrating { .. }) => {}
+                Err(error) => self.tolerate(&error),
+            },
+            90..94 => {
+                for hydration in container.hydrations() {
+                    if let Err(error) = container.hydrate_step(hydration.layer, 2 * MIB) {
+                        self.tolerate(&error);
+                    }
+                }
+            }
             _ => {
                 let failed_before = self.has_failed();
                 match self.container.settle(4) {

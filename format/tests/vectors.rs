@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Disk, OpenMode, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Disk, HydrateEnd, HydrateStep, OpenMode, VolumeIo};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,6 +92,16 @@ fn write_missing() {
         container.close().unwrap();
     });
     write("v1-journal.txt", &|disk| drop(build(disk)));
+    write("v1-hydrating.txt", &|disk| {
+        let container = build(disk);
+        let layer = container.hydrate("renamed").unwrap().unwrap();
+        container.set_hydration("renamed", true, MIB).unwrap();
+        // The first of two chunks.
+        assert_eq!(container.hydrate_step(layer, 1).unwrap(), HydrateStep::Copied(4096));
+        container.commit().unwrap();
+        container.settle(10_000).unwrap();
+        container.close().unwrap();
+    });
 }
 
 fn check_hierarchy(disk: &Arc<SimDisk>) {
@@ -128,6 +138,26 @@ fn an_empty_container_of_version_1_opens() {
 fn a_closed_container_of_version_1_opens() {
     write_missing();
     check_hierarchy(&load("v1-clean.txt"));
+}
+
+// rule: LAY-36
+#[test]
+fn a_hydration_of_version_1_goes_on() {
+    write_missing();
+    let disk = load("v1-hydrating.txt");
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    let hydration = container.hydrations().remove(0);
+    assert_eq!((hydration.volume.as_str(), hydration.paused, hydration.speed), ("renamed", true, MIB));
+    let mut copied = 0;
+    loop {
+        match container.hydrate_step(hydration.layer, MIB).unwrap() {
+            HydrateStep::Copied(bytes) => copied += bytes,
+            HydrateStep::Blocked(_) => drop(container.maintain().unwrap()),
+            HydrateStep::Ended(end) => break assert_eq!((end, copied), (HydrateEnd::Done, 4096)),
+        }
+    }
+    container.close().unwrap();
+    check_hierarchy(&disk);
 }
 
 #[test]

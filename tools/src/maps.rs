@@ -18,6 +18,7 @@ pub(crate) enum ContentView {
 
 /// Bytes of which a map says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) struct MapRangeView {
     pub(crate) start: u64,
     pub(crate) length: u64,
@@ -25,6 +26,8 @@ pub(crate) struct MapRangeView {
     pub(crate) valid: bool,
     /// Written since the volume's last point-in-time event.
     pub(crate) modified: bool,
+    /// Data that hydrating has still to copy.
+    pub(crate) to_copy: bool,
     pub(crate) content: ContentView,
 }
 
@@ -36,6 +39,7 @@ pub(crate) struct MapCountsView {
     /// In layers of other volumes.
     pub(crate) others_bytes: u64,
     pub(crate) modified_bytes: u64,
+    pub(crate) to_copy_bytes: u64,
     pub(crate) data_bytes: u64,
 }
 
@@ -69,6 +73,7 @@ impl MapTotals {
         sum.valid_bytes += more.valid_bytes;
         sum.others_bytes += more.others_bytes;
         sum.modified_bytes += more.modified_bytes;
+        sum.to_copy_bytes += more.to_copy_bytes;
         sum.data_bytes += more.data_bytes;
         self.size_bytes = step.size_bytes;
         let passed = u128::from(sum.valid_bytes) + u128::from(sum.others_bytes);

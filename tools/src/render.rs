@@ -137,6 +137,9 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
         ("own data", exact(volume.allocated_bytes)),
         ("depth", volume.depth.to_string()),
     ]);
+    if volume.state == StateView::Hydrating {
+        lines.push(("to copy", exact(map.counts.to_copy_bytes)));
+    }
     let mut text = block(&lines);
     if !layers.is_empty() {
         let mut rows = vec![["LAYER", "KIND", "ALLOCATED", "OWNER", "CHILDREN"].map(str::to_owned)];
@@ -255,6 +258,7 @@ fn counts_text(corruptions: u64, leaks: u64) -> String {
 pub(crate) const fn state(state: StateView) -> &'static str {
     match state {
         StateView::Virtual => "virtual",
+        StateView::Hydrating => "hydrating",
         StateView::Real => "real",
     }
 }

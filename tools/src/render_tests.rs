@@ -46,8 +46,13 @@ fn a_volume_is_shown_with_its_layers() {
         children: 0,
     };
     let below = LayerView { id: 7, kind: "frozen".into(), owner: Some(1), parent: None, children: 3, ..layer.clone() };
-    let counts =
-        MapCountsView { valid_bytes: 19 << 30, others_bytes: 1 << 30, modified_bytes: 4096, data_bytes: 3 << 30 };
+    let counts = MapCountsView {
+        valid_bytes: 19 << 30,
+        others_bytes: 1 << 30,
+        modified_bytes: 4096,
+        to_copy_bytes: 0,
+        data_bytes: 3 << 30,
+    };
     let map = MapTotals { size_bytes: 20 << 30, counts, valid_percent: 95 };
     assert_eq!(
         volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &map, &[layer, below]),

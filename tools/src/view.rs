@@ -60,6 +60,8 @@ pub(crate) struct ContainerView {
 pub(crate) enum StateView {
     /// Some data still lives in another volume's layers.
     Virtual,
+    /// Virtual, and being made real.
+    Hydrating,
     /// All of it is its own.
     Real,
 }

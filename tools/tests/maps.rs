@@ -30,12 +30,13 @@ fn a_map_is_a_table_for_people_and_exact_for_programs() {
          1040384 of 1048576 bytes are valid (99 %), 8192 are others', 0 modified\n"
     );
     let map = pit.json(&["map", "disks.pit", "golden"]);
-    let range = |start: u64, length: u64, content: &str| json!({ "start": start, "length": length, "valid": true, "modified": false, "content": content });
+    let range = |start: u64, length: u64, content: &str| json!({ "start": start, "length": length, "valid": true, "modified": false, "to-copy": false, "content": content });
     assert_eq!(map["ranges"], json!([range(0, 8192, "data"), range(8192, 1_040_384, "zero")]));
     assert_eq!((&map["valid-percent"], &map["size-bytes"]), (&json!(100), &json!(1 << 20)));
     let info = pit.json(&["info", "disks.pit", "ci"]);
     let counts = json!({
-        "size-bytes": 1 << 20, "valid-bytes": 1_040_384, "others-bytes": 8192, "modified-bytes": 0, "data-bytes": 8192,
+        "size-bytes": 1 << 20, "valid-bytes": 1_040_384, "others-bytes": 8192, "modified-bytes": 0,
+        "to-copy-bytes": 0, "data-bytes": 8192,
         "valid-percent": 99,
     });
     assert_eq!((&info["map"], &info["state"]), (&counts, &json!("virtual")));

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::finding::{CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, UNREACHED_LAYER};
+use super::copies::wrong_copies;
+use super::finding::{COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, UNREACHED_LAYER};
 use super::metadata::Metadata;
 use crate::error::Place;
 use crate::layout::slot::{LayerKind, LayerRecord, Slot, VolumeRecord};
@@ -33,6 +34,7 @@ impl<'a> Catalog<'a> {
         report.layers = catalog.layers.len() as u64;
         catalog.check_volumes(report);
         catalog.check_parents(report);
+        catalog.check_copies(metadata.blind, report);
         catalog.check_reach(metadata.blind, report);
         catalog
     }
@@ -110,7 +112,7 @@ impl<'a> Catalog<'a> {
             };
             let complaint = match self.layers.get(&parent) {
                 None => Some(format!("parent {parent} of layer {id} does not exist")),
-                Some((_, above)) if above.kind != LayerKind::Frozen => {
+                Some((_, above)) if !above.kind.may_be_parent() => {
                     Some(format!("parent {parent} of layer {id} is of kind {:?}", above.kind))
                 }
                 Some((_, above)) => {
@@ -138,6 +140,13 @@ impl<'a> Catalog<'a> {
         }
     }
 
+    fn check_copies(&self, blind: bool, report: &mut CheckReport) {
+        let heads = self.volumes.iter().map(|(_, volume)| (volume.id, volume.head)).collect();
+        for (id, message) in wrong_copies(self.layers.values().map(|(_, layer)| *layer), &heads, blind) {
+            report.add(COPY, place(self.layers[&id].0), format!("copy layer {id} {message}"), "LAY-38");
+        }
+    }
+
     fn check_reach(&mut self, blind: bool, report: &mut CheckReport) {
         let mut reached = HashSet::new();
         for (_, volume) in &self.volumes {
@@ -150,9 +159,9 @@ impl<'a> Catalog<'a> {
             return;
         }
         for (&id, &(number, layer)) in &self.layers {
-            if layer.kind == LayerKind::Frozen && !reached.contains(&id) {
+            if layer.kind.may_be_parent() && !reached.contains(&id) {
                 self.unreached.insert(id);
-                report.add(UNREACHED_LAYER, place(number), format!("no volume uses frozen layer {id}"), "LAY-9");
+                report.add(UNREACHED_LAYER, place(number), format!("no volume uses layer {id}"), "LAY-9");
             }
         }
     }

@@ -142,4 +142,5 @@ kinds! {
     JOURNAL "CHK-21" Corruption;
     OWNER "CHK-22" Corruption;
     NEEDLESSLY_RESERVED "CHK-23" Leak;
+    COPY "CHK-33" Corruption;
 }

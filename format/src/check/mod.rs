@@ -6,6 +6,7 @@
 //! on after a finding where it can. Does not: read guest data, or repair.
 
 mod catalog;
+mod copies;
 mod entries;
 mod finding;
 mod journal;

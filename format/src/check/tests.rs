@@ -13,11 +13,11 @@ use crate::disk::Disk;
 use crate::layout::descriptor::{self, Descriptor};
 use crate::layout::entry::{self, RawEntry};
 use crate::layout::record::{self, Item};
-use crate::layout::slot::{self, LayerKind, LayerRecord, Slot, VolumeRecord};
+use crate::layout::slot::{self, LayerKind, LayerRecord, Pace, Slot, VolumeRecord};
 use crate::layout::superblock::{self, OFFSETS, Superblock};
 use crate::testing::SimDisk;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
-use crate::{Container, CreateOptions, OpenMode, VolumeIo};
+use crate::{Container, CreateOptions, HydrateStep, OpenMode, VolumeIo};
 
 mod repair;
 mod rules;
@@ -68,6 +68,20 @@ impl Fixture {
     fn crashed() -> Self {
         let (disk, container) = Self::work();
         drop(container);
+        Self::on(disk)
+    }
+
+    /// With ci being hydrated: its copy layer has one chunk of golden's two.
+    fn hydrating() -> Self {
+        let (disk, container) = Self::work();
+        // Leaves ids that nothing has.
+        container.create_volume("gone", SIZE).unwrap();
+        container.delete_volume("gone").unwrap();
+        container.settle(100).unwrap();
+        let layer = container.hydrate("ci").unwrap().unwrap();
+        container.set_hydration("ci", true, 1 << 20).unwrap();
+        assert_eq!(container.hydrate_step(layer, 1).unwrap(), HydrateStep::Copied(4096));
+        container.close().unwrap();
         Self::on(disk)
     }
 
@@ -563,6 +577,45 @@ fn chk_23_a_slab_that_is_reserved_for_nothing() {
     fixture.put_descriptor(fixture.free_slab(), Descriptor::Reserved);
     let report = fixture.expect(&["CHK-23"]);
     assert_eq!((report.outcome(), report.leaked_slabs), (Outcome::Leaks, 1));
+}
+
+// rule: LAY-38 — each of the ways; a whole copy layer is none.
+#[test]
+fn chk_33_a_copy_layer_that_nobody_can_fill() {
+    let fixture = Fixture::hydrating();
+    fixture.expect(&[]);
+    let copy = || fixture.layer(|record| record.kind.is_copy());
+    let (number, whole) = copy();
+    assert_eq!(whole.kind, LayerKind::Copy(Pace { paused: true, speed: 1 << 20 }));
+    let restore = || fixture.put_slot(number, &Slot::Layer(whole.clone()));
+    // Without a parent, its source's layer is of no other use than golden's.
+    fixture.edit_layer(copy(), |record| (record.parent, record.parent_limit) = (None, 0));
+    fixture.expect(&["CHK-33"]);
+    restore();
+    fixture.edit_layer(copy(), |record| record.owner = None);
+    fixture.expect(&["CHK-33"]);
+    restore();
+    let golden = fixture.volume("golden").1.id;
+    fixture.edit_layer(copy(), |record| record.owner = Some(golden));
+    fixture.expect(&["CHK-33"]);
+    restore();
+    let (at, head) = fixture.head_of("golden");
+    fixture.edit_layer((at, head.clone()), |record| record.parent = Some(whole.id));
+    fixture.expect(&["CHK-33"]);
+    fixture.put_slot(at, &Slot::Layer(head));
+    // Ci's head stands on golden's frozen layer: nobody is left on the copy layer.
+    let (at, head) = fixture.head_of("ci");
+    fixture.edit_layer((at, head.clone()), |record| record.parent = whole.parent);
+    fixture.expect(&["CHK-33", "CHK-12"]);
+    fixture.put_slot(at, &Slot::Layer(head));
+    // A second one above the first.
+    let (at, head) = fixture.head_of("ci");
+    let id = LayerId(whole.id.0 - 1);
+    assert!((0..8).map(SlotNo).all(|slot| !matches!(fixture.slot(slot), Slot::Layer(found) if found.id == id)));
+    let second = LayerRecord { id, birth: id, parent: Some(whole.id), ..whole.clone() };
+    fixture.put_slot(fixture.free_slot(), &Slot::Layer(second));
+    fixture.edit_layer((at, head), |record| record.parent = Some(id));
+    fixture.expect(&["CHK-33"]);
 }
 
 #[test]

@@ -173,11 +173,13 @@ impl State {
         if copies > most { Err(Error::TooManyCopies { copies, most }) } else { Ok(()) }
     }
 
-    /// Freezes a volume's head, or takes its parent if the head was never written (SNP-4).
+    /// Freezes a volume's head, or takes its parent if the head was never written (SNP-4). A copy layer gets no second
+    /// child: what the only one has is not copied into it (LAY-32).
     fn freeze(&mut self, id: VolumeId, instant_ns: i64, signal: &Arc<Signal>) -> Option<Arc<Layer>> {
         let core = self.volumes[&id].clone();
         let head = core.head();
-        if head.is_untouched() {
+        let is_on_copy = |head: &Layer| head.parent().is_some_and(|parent| self.layer_record(parent.id).kind.is_copy());
+        if head.is_untouched() && !is_on_copy(&head) {
             return head.parent();
         }
         self.update_layer(head.id, |record| {

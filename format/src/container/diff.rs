@@ -101,7 +101,7 @@ impl Container {
         }
     }
 
-    /// One step, or nothing if a volume got another head before anything was found.
+    /// One step, or nothing if a chain changed before anything was found.
     fn diff_step(
         &self,
         sides: &[Side; 2],
@@ -116,6 +116,7 @@ impl Container {
         let mut at = start.min(size);
         'step: while at < size && looks.are_left() {
             let chunk = ChunkNo::containing(at);
+            let _grace = self.shared.passing();
             let mut end = if at < common { common } else { size };
             let mut found: [Spots; 2] = Default::default();
             for ((side, size), spots) in sides.iter().zip(sizes).zip(&mut found) {

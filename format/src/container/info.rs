@@ -58,6 +58,8 @@ pub struct SpaceInfo {
 pub enum VolumeState {
     /// Some of its data lives in layers that other volumes use too.
     Virtual,
+    /// Virtual, and being made real.
+    Hydrating,
     /// All of its data is its own.
     Real,
 }
@@ -90,7 +92,7 @@ pub struct VolumeInfo {
     pub created_unix_ns: i64,
     /// Where its contents came from, unless it was created empty.
     pub origin: Option<Origin>,
-    /// Virtual or real.
+    /// Virtual, on its way to being real, or real.
     pub state: VolumeState,
     /// Bytes in slabs of layers that only this volume uses or that were frozen from it.
     pub allocated_bytes: u64,
@@ -106,7 +108,7 @@ pub struct VolumeInfo {
 pub struct LayerInfo {
     /// Id within the container.
     pub id: LayerId,
-    /// `head`, `frozen` or `doomed`.
+    /// `head`, `frozen`, `copy` or `doomed`.
     pub kind: &'static str,
     /// The layer that shows through.
     pub parent: Option<LayerId>,
@@ -138,7 +140,7 @@ impl State {
     }
 
     /// The layers that `volume` reads through, head first, and whether each is its own (LAY-7).
-    fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
+    pub(super) fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
         let mut chain = Vec::new();
         let mut next = Some(self.volume_record(volume).head);
         let mut alone = true;
@@ -178,7 +180,11 @@ impl State {
                 },
                 instant_unix_ns: origin.instant_ns,
             }),
-            state: if foreign { VolumeState::Virtual } else { VolumeState::Real },
+            state: match self.copy_layer(id) {
+                Some(_) => VolumeState::Hydrating,
+                None if foreign => VolumeState::Virtual,
+                None => VolumeState::Real,
+            },
             allocated_bytes: allocated * SLAB_LEN,
             head: record.head,
             depth: chain.len() as u32 - 1,
@@ -246,6 +252,7 @@ impl Container {
                     kind: match record.kind {
                         LayerKind::Head => "head",
                         LayerKind::Frozen => "frozen",
+                        LayerKind::Copy(_) => "copy",
                         LayerKind::Doomed => "doomed",
                     },
                     parent: record.parent,

@@ -202,7 +202,9 @@ impl Container {
     fn reclaim(&self, background: &mut Background) -> bool {
         let mut state = self.shared.lock();
         if background.reclaim.is_none() {
-            let drained = |id: &LayerId| state.layers.get(id).is_some_and(|layer| layer.is_drained());
+            let drained = |id: &LayerId| {
+                state.layers.get(id).is_some_and(|layer| layer.is_drained()) && !state.is_being_filled(*id)
+            };
             let layers: HashSet<LayerId> = state.doomed.iter().copied().filter(drained).collect();
             if layers.is_empty() {
                 return false;

@@ -1,4 +1,4 @@
-//! Maps: which blocks of a volume are its own and which were written, and in which two volumes may differ.
+//! Maps: which blocks of a volume are its own, were written, are to be copied, and in which two volumes may differ.
 //!
 //! Role: looks at chunk entries, step by step, loading table pages as it goes. Invariant: a step is of one chain of each
 //! volume (MAP-33), and covers every byte that it passes (MAP-30, MAP-34). Does not: read data, hold the engine lock while
@@ -86,6 +86,8 @@ pub struct MapRange {
     pub valid: bool,
     /// M: written or zeroed since the volume's last point-in-time event.
     pub modified: bool,
+    /// R: data that hydrating has still to copy; never of a volume that is not being hydrated.
+    pub to_copy: bool,
     /// What is there; never [`Content::None`].
     pub content: Content,
 }
@@ -100,6 +102,8 @@ pub struct MapCounts {
     pub others_bytes: u64,
     /// M is set.
     pub modified_bytes: u64,
+    /// R is set.
+    pub to_copy_bytes: u64,
     /// Found as data, whoever's it is.
     pub data_bytes: u64,
 }
@@ -127,6 +131,8 @@ pub(super) struct Side {
     pub(super) head: Arc<Layer>,
     /// The layers of its chain, and whether each is its own (LAY-7).
     chain: HashMap<LayerId, bool>,
+    /// It is being hydrated.
+    hydrating: bool,
 }
 
 /// What is found of a block.
@@ -146,6 +152,8 @@ struct ChainWalk {
     next: Option<Arc<Layer>>,
     alone: bool,
     found: HashMap<LayerId, bool>,
+    /// A copy layer of the volume's is among them.
+    hydrating: bool,
 }
 
 impl ChainWalk {
@@ -154,6 +162,7 @@ impl ChainWalk {
         for _ in 0..LAYERS_PER_HOLD {
             let Some(layer) = self.next.take() else { return };
             self.found.insert(layer.id, state.is_own(self.volume, layer.id, &mut self.alone));
+            self.hydrating |= state.is_copy_for(layer.id, self.volume);
             self.next = layer.parent();
         }
     }
@@ -165,11 +174,12 @@ impl Side {
         let id = state.volume_id(name)?;
         let core = state.volumes[&id].clone();
         let head = core.head();
-        Ok(Self { id, core, head, chain: HashMap::new() })
+        Ok(Self { id, core, head, chain: HashMap::new(), hydrating: false })
     }
 
     fn walk(&self) -> ChainWalk {
-        ChainWalk { volume: self.id, next: Some(self.head.clone()), alone: true, found: HashMap::new() }
+        let next = Some(self.head.clone());
+        ChainWalk { volume: self.id, next, alone: true, found: HashMap::new(), hydrating: false }
     }
 
     /// Whether the volume still has the head of the step's beginning.
@@ -188,7 +198,7 @@ impl Side {
 }
 
 impl Container {
-    /// The V and M maps of volume `name` from byte `start` on (MAP-30, MAP-32); blocks for table pages that are not in
+    /// The V, M and R maps of volume `name` from byte `start` on (MAP-30, MAP-32); blocks for table pages that are not in
     /// memory.
     ///
     /// Errors: [`crate::Error::NoSuchVolume`], [`crate::Error::Io`], [`crate::Error::Corrupt`].
@@ -208,7 +218,7 @@ impl Container {
         }
     }
 
-    /// One step, or nothing if the volume got another head before anything was found.
+    /// One step, or nothing if the volume's chain changed before anything was found.
     fn map_step(&self, side: &Side, start: u64, listing: Listing, mut looks: Looks<'_>) -> Result<Option<MapStep>> {
         let size = side.head.size;
         let mut list = List::new(listing);
@@ -216,6 +226,7 @@ impl Container {
         let mut at = start.min(size);
         'step: while at < size && looks.are_left() {
             let chunk = ChunkNo::containing(at);
+            let _grace = self.shared.passing();
             let Some(spots) = self.found(side, chunk, &mut looks)? else {
                 break;
             };
@@ -223,11 +234,13 @@ impl Container {
             for (from, to, Spot { content, layer }) in placed(&spots, chunk, at, end) {
                 let valid = layer.is_none_or(|layer| side.is_own(layer));
                 let modified = layer == Some(side.head.id);
-                if !list.push(from, to, (valid, modified, content)) {
+                let to_copy = side.hydrating && !valid && content == Content::Data;
+                if !list.push(from, to, (valid, modified, to_copy, content)) {
                     break 'step;
                 }
                 *(if valid { &mut counts.valid_bytes } else { &mut counts.others_bytes }) += to - from;
                 counts.modified_bytes += if modified { to - from } else { 0 };
+                counts.to_copy_bytes += if to_copy { to - from } else { 0 };
                 counts.data_bytes += if content == Content::Data { to - from } else { 0 };
                 at = to;
             }
@@ -235,9 +248,9 @@ impl Container {
         if at == start && at < size {
             return Ok(None);
         }
-        let range = |(start, end, (valid, modified, content))| {
+        let range = |(start, end, (valid, modified, to_copy, content))| {
             let length: u64 = end - start;
-            MapRange { start, length, valid, modified, content }
+            MapRange { start, length, valid, modified, to_copy, content }
         };
         let ranges = list.ranges.into_iter().map(range).collect();
         let next = (at < size).then_some(at);
@@ -255,7 +268,8 @@ impl Container {
     }
 
     /// Finds the layers of chains, a few at a time: a long chain holds nobody up. A merge that takes one out meanwhile makes
-    /// no layer shared that is not, as chains lose layers only; so where merges never pause, what is found by then counts.
+    /// no layer shared that is not, as merges only take layers out; so where they never pause, what is found by then counts.
+    /// A copy layer that comes in is met by [`Container::found`].
     fn find_chains(&self, sides: &mut [Side]) {
         for _ in 0..CHAIN_TRIES {
             let merges = self.shared.resolved.merges.load(Ordering::Acquire);
@@ -264,7 +278,7 @@ impl Container {
                 while walk.next.is_some() {
                     walk.go_on(&self.shared.lock());
                 }
-                side.chain = walk.found;
+                (side.chain, side.hydrating) = (walk.found, walk.hydrating);
             }
             if self.shared.resolved.merges.load(Ordering::Acquire) == merges {
                 break;
@@ -272,7 +286,8 @@ impl Container {
         }
     }
 
-    /// Where the blocks of a chunk are found; `None` if the volume got another head meanwhile.
+    /// Where the blocks of a chunk are found; `None` if the volume got another head, or a layer has come into its chain,
+    /// meanwhile.
     pub(super) fn found(&self, side: &Side, chunk: ChunkNo, looks: &mut Looks<'_>) -> Result<Option<Spots>> {
         loop {
             looks.check()?;
@@ -280,7 +295,10 @@ impl Container {
                 return Ok(None);
             }
             match look(&side.head, chunk, looks) {
-                Ok(spots) => return Ok(Some(spots)),
+                Ok(spots) => {
+                    let is_known = |(_, spot): &(_, Spot)| spot.layer.is_none_or(|layer| side.has(layer));
+                    return Ok(spots.iter().all(is_known).then_some(spots));
+                }
                 Err(load) => {
                     let mut next = Some(load);
                     while let Some(load) = next {

@@ -183,7 +183,7 @@ enum Outcome {
 }
 
 fn is_frozen(state: &State, layer: &Layer) -> bool {
-    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && {
+    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && !state.is_being_filled(layer.id) && {
         state.layer_record(layer.id).kind == LayerKind::Frozen
     }
 }

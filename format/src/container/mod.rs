@@ -8,14 +8,17 @@ mod checkpoint;
 mod copies;
 mod create;
 mod diff;
+pub(crate) mod fill;
 pub(crate) mod flush;
 mod hold;
+mod hydrate;
 mod info;
 mod maintain;
 mod maps;
 mod merge;
 mod open;
 mod ops;
+mod pieces;
 mod recover;
 pub(crate) mod ring;
 pub(crate) mod state;
@@ -28,8 +31,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
 pub use diff::{ChangedIn, DiffCounts, DiffRange, DiffStep};
+pub use fill::{HydrateEnd, HydrateStep, HydrateWait};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
+pub use hydrate::Hydration;
 pub use info::{ContainerInfo, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
@@ -69,7 +74,7 @@ pub(crate) struct Shared {
     /// What is below heads (MAP-17).
     pub(crate) resolved: Resolved,
     state: Mutex<State>,
-    /// Serialises create, delete, snapshot, refresh and rename.
+    /// Serialises create, delete, snapshot, refresh, rename, and the beginning and giving up of hydrations.
     control: Mutex<()>,
     /// Serialises checkpoints, reclaim and merges: a freed slab is never reused under a home write (JNL-6).
     homes: Mutex<maintain::Background>,
@@ -184,6 +189,11 @@ impl Shared {
     pub(crate) fn call_for_work(&self) {
         *lock(&self.work.urgent) = true;
         self.work.called.notify_all();
+    }
+
+    /// For who looks at a chain without planning a request: what a reader may still meet stays linked (LAY-33).
+    pub(crate) fn passing(&self) -> Arc<Grace> {
+        self.grace.load_full()
     }
 
     /// Starts a new grace period if slabs wait for one, and frees those that have waited long enough.

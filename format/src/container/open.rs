@@ -90,9 +90,9 @@ fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
         for record in pending.into_iter().rev() {
             let parent = if record.kind == LayerKind::Doomed { None } else { record.parent };
             if let Some((above, number)) = parent.and_then(|parent| records.get(&parent))
-                && above.kind != LayerKind::Frozen
+                && !above.kind.may_be_parent()
             {
-                return Err(bad(*number, "LAY-2", format!("{:?} as a parent", above.kind), "a frozen layer"));
+                return Err(bad(*number, "LAY-2", format!("{:?} as a parent", above.kind), "a frozen or copy layer"));
             }
             // A merge would move chunks beyond the layer's own end.
             let most =

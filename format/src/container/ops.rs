@@ -96,23 +96,39 @@ impl State {
         Ok(layers)
     }
 
-    /// Dooms a head that its volume no longer uses, and every frozen layer that nobody else uses then (LAY-5).
+    /// Dooms a head that its volume no longer uses, and every layer that nobody else uses then (LAY-5).
     pub(super) fn let_go(&mut self, head: LayerId, volume: VolumeId) {
-        let mut next = Some(head);
-        while let Some(id) = next.filter(|&id| self.child_count(id) == 0) {
+        let left = self.doom_unused(Some(head), usize::MAX);
+        self.disown(left, volume);
+    }
+
+    /// Dooms `first` and the layers below it, parent by parent, as long as nobody uses them and they are `most` at most;
+    /// returns the first that is left.
+    pub(super) fn doom_unused(&mut self, first: Option<LayerId>, most: usize) -> Option<LayerId> {
+        let (mut next, mut left) = (first, most);
+        while let Some(id) = next.filter(|&id| left > 0 && self.child_count(id) == 0) {
             next = self.layer_record(id).parent;
+            left -= 1;
             self.update_layer(id, |record| {
                 record.kind = LayerKind::Doomed;
                 record.owner = None;
                 record.parent = None;
             });
         }
-        // Layers that others still use lose this owner.
+        next
+    }
+
+    /// Layers from `first` down that others still use lose this owner; nobody fills a copy layer for them (LAY-35).
+    pub(super) fn disown(&mut self, first: Option<LayerId>, volume: VolumeId) {
+        let mut next = first;
         while let Some(id) = next {
             let record = self.layer_record(id);
             next = record.parent;
             if record.owner == Some(volume) {
-                self.update_layer(id, |record| record.owner = None);
+                self.update_layer(id, |record| {
+                    record.owner = None;
+                    record.end_copy();
+                });
             }
         }
     }

@@ -12,6 +12,7 @@ use std::task::Waker;
 use uuid::Uuid;
 
 use crate::alloc::{Allocator, Held};
+use crate::container::fill::Fill;
 use crate::container::hold::Hold;
 use crate::container::ring::Ring;
 use crate::error::{Error, Result};
@@ -116,6 +117,8 @@ pub(crate) struct State {
     claimed: u64,
     /// Layers whose slabs are to be freed.
     pub(crate) doomed: BTreeSet<LayerId>,
+    /// How far copy layers have been filled, as far as that has begun since the container was opened.
+    pub(crate) fills: HashMap<LayerId, Fill>,
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
     pub(crate) homes: Homes,
@@ -167,6 +170,7 @@ impl State {
             was_shown: HashSet::new(),
             claimed: 0,
             doomed: BTreeSet::new(),
+            fills: HashMap::new(),
             merge_possible: true,
             homes: Homes::default(),
             resident: VecDeque::new(),
@@ -354,6 +358,7 @@ impl State {
         self.layer_slabs.remove(&id);
         self.children.remove(&id);
         self.doomed.remove(&id);
+        self.fills.remove(&id);
         if let Some(slot) = self.layer_slots.remove(&id) {
             self.set_slot(slot, Slot::Free);
         }
@@ -388,6 +393,17 @@ impl State {
 
     pub(crate) fn child_count(&self, id: LayerId) -> usize {
         self.children.get(&id).map_or(0, BTreeSet::len)
+    }
+
+    /// The layer's only child, if it has just one.
+    pub(crate) fn only_child(&self, id: LayerId) -> Option<LayerId> {
+        let children = self.children.get(&id).filter(|children| children.len() == 1)?;
+        children.first().copied()
+    }
+
+    /// Whether somebody writes blocks into the layer from below (LAY-31).
+    pub(crate) fn is_being_filled(&self, id: LayerId) -> bool {
+        self.fills.get(&id).is_some_and(|fill| fill.is_under_way)
     }
 
     // --- slabs ---

@@ -67,6 +67,7 @@ pub(crate) mod layer {
         CREATED_NS @ 96, 8;
         FROZEN_NS @ 104, 8;
         EXTERNAL @ 112, 64;
+        SPEED @ 176, 8;
     }
 }
 
@@ -107,9 +108,34 @@ pub(crate) enum LayerKind {
     Head,
     /// Never changes again (but for a merge, which shows the same bytes).
     Frozen,
+    /// Being filled with what its parent shows, until nothing needs the parent (LAY-30).
+    Copy(Pace),
     /// Unlinked; its slabs are being freed.
     Doomed,
 }
+
+/// How fast a copy layer is to be filled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// Not at all for now.
+    pub(crate) paused: bool,
+    /// Bytes a second at most; 0: as fast as can be.
+    pub(crate) speed: u64,
+}
+
+impl LayerKind {
+    pub(crate) fn is_copy(self) -> bool {
+        matches!(self, Self::Copy(_))
+    }
+
+    /// Whether other layers may stand on one of this kind (LAY-2).
+    pub(crate) fn may_be_parent(self) -> bool {
+        matches!(self, Self::Frozen | Self::Copy(_))
+    }
+}
+
+/// Flag of a copy layer: it is paused.
+const PAUSED: u64 = 1;
 
 /// A layer as the catalog stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,14 +269,26 @@ impl VolumeRecord {
 }
 
 impl LayerRecord {
+    /// Makes a copy layer a plain frozen one, with what it has.
+    pub(crate) fn end_copy(&mut self) {
+        if self.kind.is_copy() {
+            self.kind = LayerKind::Frozen;
+        }
+    }
+
     fn encode(&self, b: &mut [u8]) {
         layer::ID.put(b, self.id.0);
         layer::UUID.put_uuid(b, self.uuid);
         let kind = match self.kind {
             LayerKind::Head => 1,
             LayerKind::Frozen => 2,
+            LayerKind::Copy(_) => 3,
             LayerKind::Doomed => 5,
         };
+        if let LayerKind::Copy(pace) = self.kind {
+            layer::FLAGS.put(b, if pace.paused { PAUSED } else { 0 });
+            layer::SPEED.put(b, pace.speed);
+        }
         layer::KIND.put(b, kind);
         layer::PARENT.put(b, self.parent.map_or(0, |id| id.0));
         layer::OWNER.put(b, self.owner.map_or(0, |id| id.0));
@@ -265,12 +303,15 @@ impl LayerRecord {
         let kind = match layer::KIND.get(b) {
             1 => LayerKind::Head,
             2 => LayerKind::Frozen,
+            3 => LayerKind::Copy(Pace { paused: layer::FLAGS.get(b) & PAUSED != 0, speed: layer::SPEED.get(b) }),
             5 => LayerKind::Doomed,
-            kind => return Err(Bad::new("CAT-2", format!("layer kind {kind}"), "1, 2 or 5")),
+            kind => return Err(Bad::new("CAT-2", format!("layer kind {kind}"), "1, 2, 3 or 5")),
         };
-        for field in [layer::FLAGS, layer::KEY] {
-            if field.get(b) != 0 {
-                return Err(Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), 0));
+        let known_flags = if kind.is_copy() { PAUSED } else { 0 };
+        for (field, known) in [(layer::FLAGS, known_flags), (layer::KEY, 0)] {
+            let unknown = field.get(b) & !known;
+            if unknown != 0 {
+                return Err(Bad::new("CAT-5", format!("{} {unknown}", field.name), 0));
             }
         }
         let size = layer::SIZE_BYTES.get(b);

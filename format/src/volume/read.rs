@@ -75,6 +75,7 @@ impl Volume {
     /// The end of the run from `offset` in which no layer has a table at all, so that it reads as zeros.
     pub(crate) fn untouched_until(&self, offset: u64) -> Option<u64> {
         let index = ChunkNo::containing(offset).table();
+        let _grace = self.shared.passing();
         let mut next = Some(self.core.head());
         while let Some(layer) = next {
             if layer.table(index).is_some() {

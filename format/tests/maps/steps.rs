@@ -10,8 +10,8 @@ use crate::support::*;
 const GIB: u64 = 1 << 30;
 
 fn range(start: u64, end: u64, flags: &str, content: Content) -> MapRange {
-    let (valid, modified) = (flags.contains('V'), flags.contains('M'));
-    MapRange { start, length: end - start, valid, modified, content }
+    let (valid, modified, to_copy) = (flags.contains('V'), flags.contains('M'), flags.contains('R'));
+    MapRange { start, length: end - start, valid, modified, to_copy, content }
 }
 
 // rules: MAP-30, MAP-31 — zeros, nothing at all, data of one's own and of others.
@@ -52,6 +52,7 @@ fn each_kind_of_block_is_told_from_the_others() {
         valid_bytes: size - others_bytes,
         others_bytes,
         modified_bytes: 2 * BLOCK,
+        to_copy_bytes: 0,
         data_bytes: 3 * BLOCK + 512,
     };
     assert_eq!(counts.counts, expected);

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, LayerInfo, NewCopy, OpenMode, ZeroKind};
+use pitstop_format::{
+    Container, CreateOptions, HydrateEnd, HydrateStep, LayerInfo, NewCopy, OpenMode, VolumeState, ZeroKind,
+};
 
 use crate::common::compare::{Comparer, Shown};
 use crate::common::promises::{Change, Model, Volume, When};
@@ -34,6 +36,7 @@ pub fn run(seed: u64) -> (Counts, Coverage) {
         work.operation();
     }
     work.finish_all();
+    work.hydrate_all();
     work.blocking(|container| container.settle(10_000).unwrap());
     let mut world = work.lock();
     world.compare();
@@ -101,8 +104,10 @@ impl Work {
             (world.target, world.change) = (target, Some(change));
             world.crashes.promises_changed();
         }
+        let before = self.lock().container.hydrations().len();
         self.blocking(operation);
         let mut world = self.lock();
+        world.coverage.hydrations_ended_by_commands += u64::from(world.container.hydrations().len() < before);
         if let Some(change) = world.change.take() {
             change.apply(&mut world.model);
         }
@@ -193,7 +198,11 @@ impl Work {
         let mut world = self.lock();
         let Some(name) = world.pick() else { return };
         match world.rng.below(100) {
-            0..55 => world.step_any(),
+            0..48 => world.step_any(),
+            48..55 => {
+                drop(world);
+                self.hydrate_step();
+            }
             55..76 => world.begin_request(&name, None),
             76..79 => world.begin_request(&name, Some(ZeroKind::Discard)),
             79..81 => world.begin_request(&name, Some(ZeroKind::WriteZeroes)),
@@ -216,6 +225,79 @@ impl Work {
             world.coverage.merges += u64::from(doomed(&after) > doomed(&before));
             world.coverage.reclaims += u64::from(after.len() < before.len());
         }
+    }
+
+    /// Begins to hydrate a volume, gives it up, or sets its pace: nobody's contents change.
+    fn hydrate(&self, name: &str) {
+        let state = |container: &Container| {
+            let volumes = container.volumes();
+            volumes.into_iter().find(|volume| volume.name == name).unwrap().state
+        };
+        self.lock().note(format!("hydration of {name}"));
+        let before = state(&self.lock().container);
+        if before != VolumeState::Hydrating {
+            let begun = self.blocking(|container| container.hydrate(name).unwrap());
+            assert_eq!(begun.is_some(), before == VolumeState::Virtual);
+            self.lock().coverage.hydrations += u64::from(begun.is_some());
+        } else if self.lock().rng.chance(40) {
+            self.blocking(|container| container.cancel_hydration(name).unwrap());
+            self.lock().coverage.hydrations_cancelled += 1;
+        } else {
+            let (paused, speed) = {
+                let mut world = self.lock();
+                (world.rng.chance(50), world.rng.below(1 << 30))
+            };
+            self.blocking(|container| container.set_hydration(name, paused, speed).unwrap());
+        }
+        self.promised();
+    }
+
+    /// A step of some hydration, if any is under way.
+    fn hydrate_step(&self) {
+        let (layer, budget) = {
+            let mut world = self.lock();
+            let found = world.container.hydrations();
+            if found.is_empty() {
+                return;
+            }
+            let layer = found[world.rng.below(found.len() as u64) as usize].layer;
+            (layer, [1, 300 << 10, 2 << 20][world.rng.below(3) as usize])
+        };
+        let step = self.blocking(|container| container.hydrate_step(layer, budget).unwrap());
+        let mut world = self.lock();
+        let coverage = &mut world.coverage;
+        match step {
+            HydrateStep::Copied(_) => coverage.steps_that_copied += 1,
+            HydrateStep::Blocked(_) => coverage.steps_that_waited += 1,
+            HydrateStep::Ended(end) => {
+                assert_eq!(end, HydrateEnd::Done);
+                coverage.hydrations_done += 1;
+                world.note(format!("layer {layer} is whole"));
+            }
+        }
+    }
+
+    /// Takes all hydrations to their ends: their volumes are real then.
+    fn hydrate_all(&self) {
+        let names: Vec<_> = self.lock().container.hydrations().into_iter().map(|found| found.volume).collect();
+        for step in 0.. {
+            if self.lock().container.hydrations().is_empty() {
+                break;
+            }
+            assert!(step < 1000, "a hydration does not end: {:?}", self.lock().container.hydrations());
+            self.maintain(1);
+            // Requests that others' I/O let begin hold up the end (LAY-33).
+            self.finish_all();
+            self.hydrate_step();
+        }
+        let volumes = self.lock().container.volumes();
+        let found = volumes.iter().filter(|volume| names.contains(&volume.name));
+        assert!(found.clone().all(|volume| volume.state == VolumeState::Real), "{volumes:#?}");
+    }
+
+    /// What a command has promised is durable.
+    fn promised(&self) {
+        self.lock().promised();
     }
 
     fn commit(&self) {
@@ -320,7 +402,8 @@ impl Work {
             (world.rng.below(1000), world.model.len(), world.pick().unwrap())
         };
         match choice {
-            0..700 => {
+            0..60 => self.hydrate(&name),
+            60..700 => {
                 for _ in 0..4 {
                     self.small_operation();
                 }

@@ -44,13 +44,19 @@ pub struct Coverage {
     pub growths: u64,
     pub ring_turns: u64,
     pub pages_loaded: u64,
+    pub hydrations: u64,
+    pub hydrations_done: u64,
+    pub hydrations_cancelled: u64,
+    pub hydrations_ended_by_commands: u64,
+    pub steps_that_copied: u64,
+    pub steps_that_waited: u64,
     pub reopened: u64,
     pub crashes_gone_on_from: u64,
     pub crashes_in_recovery_gone_on_from: u64,
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 22] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 28] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -71,6 +77,12 @@ impl Coverage {
             ("growths", &mut self.growths),
             ("turns of the ring", &mut self.ring_turns),
             ("table pages loaded", &mut self.pages_loaded),
+            ("hydrations begun", &mut self.hydrations),
+            ("hydrations done", &mut self.hydrations_done),
+            ("hydrations given up", &mut self.hydrations_cancelled),
+            ("hydrations ended by other commands", &mut self.hydrations_ended_by_commands),
+            ("steps of hydrations that copied", &mut self.steps_that_copied),
+            ("steps of hydrations that waited", &mut self.steps_that_waited),
             ("reopenings", &mut self.reopened),
             ("crashes gone on from", &mut self.crashes_gone_on_from),
             ("crashes in recovery gone on from", &mut self.crashes_in_recovery_gone_on_from),

@@ -14,6 +14,7 @@ mod claims;
 mod close;
 mod epoch;
 mod explore;
+mod hydrate;
 mod journal;
 mod merge;
 mod paging;

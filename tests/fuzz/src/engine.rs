@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pitstop_format::check::{CheckReport, Outcome, Severity, check};
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, Content, Disk, Error, Listing, OpenMode, VolumeIo};
+use pitstop_format::{Container, Content, Disk, Error, HydrateStep, Listing, OpenMode, VolumeIo};
 
 const BLOCK: usize = 4096;
 /// Volumes that are looked at.
@@ -179,6 +179,23 @@ fn discard(container: &Container, kept: &mut Shown) {
     }
 }
 
+/// Begins hydrations and takes all a few steps further, which changes nobody's contents.
+fn hydrate(container: &Container, steps: usize) {
+    for name in names(container) {
+        tolerate("hydrate", container.hydrate(&name));
+    }
+    for hydration in container.hydrations().into_iter().take(VOLUMES) {
+        for _ in 0..steps {
+            match tolerate("step of a hydration", container.hydrate_step(hydration.layer, 1 << 20)) {
+                Some(HydrateStep::Copied(_)) => {}
+                Some(HydrateStep::Blocked(_)) => drop(tolerate("background work", container.settle(10))),
+                Some(HydrateStep::Ended(_)) | None => break,
+            }
+        }
+    }
+    assert!(container.hydrations().iter().all(|hydration| hydration.copied_bytes <= hydration.total_bytes));
+}
+
 /// Whether an error is a refusal that a hostile but accepted container may bring about.
 fn tolerate<T>(what: &str, result: Result<T, Error>) -> Option<T> {
     match result {
@@ -187,6 +204,7 @@ fn tolerate<T>(what: &str, result: Result<T, Error>) -> Option<T> {
             Error::Corrupt(_)
             | Error::NoSpace { .. }
             | Error::TooManyLayers { .. }
+            | Error::Hydrating { .. }
             | Error::VolumeExists { .. }
             | Error::NoSuchVolume { .. },
         ) => None,
@@ -217,9 +235,11 @@ fn work(container: &Container) -> Shown {
             }
         }
     }
+    hydrate(container, 4);
     stamp(container, &mut kept, 2);
     discard(container, &mut kept);
     tolerate("background work", container.settle(60));
+    hydrate(container, 20);
     // As a user would: the copy takes the contents of the last volume.
     if let Some(last) = names(container).into_iter().next_back()
         && last != "fuzz-copy"

@@ -49,7 +49,8 @@ impl Range for MapRangeView {
             (false, _) => "others' zeros",
         };
         let modified = if self.modified { ", modified" } else { "" };
-        format!("{:>15} {:>15}  {owner}{modified}", self.start, self.length)
+        let to_copy = if self.to_copy { ", to be copied" } else { "" };
+        format!("{:>15} {:>15}  {owner}{modified}{to_copy}", self.start, self.length)
     }
 }
 

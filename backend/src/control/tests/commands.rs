@@ -421,7 +421,8 @@ fn maps_and_differences_are_listed_in_steps() {
     container.create_volume("other", GOLDEN_BYTES).unwrap();
     let map = bench.run("x-pitstop-map", json!({"name": "golden"})).unwrap();
     assert_eq!(map, serde_json::to_value(container.map("golden", 0, Listing::Ranges(99)).unwrap()).unwrap());
-    let data = json!({"start": 4096, "length": 4096, "valid": true, "modified": true, "content": "data"});
+    let data =
+        json!({"start": 4096, "length": 4096, "valid": true, "modified": true, "to-copy": false, "content": "data"});
     assert_eq!((&map["ranges"][1], &map["next"]), (&data, &Value::Null));
     let step = bench.run("x-pitstop-map", json!({"name": "golden", "start": 4096, "limit": 2})).unwrap();
     assert_eq!((&step["ranges"][0], &step["next"]), (&data, &json!(3 * 4096)));

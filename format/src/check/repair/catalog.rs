@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use uuid::Uuid;
 
 use super::draft::{Draft, impossible, turn_back};
+use crate::check::copies::wrong_copies;
 use crate::check::read;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
@@ -33,11 +34,14 @@ impl Draft<'_> {
         self.mend_heads()?;
         self.mend_parents()?;
         self.cut_cycles();
+        self.mend_copies();
         self.adopt_heads()?;
         if self.links_lost {
             self.adopt_layers()?;
         }
         self.mend_limits_and_owners();
+        // Again: an owner may be lost, and layers may have become heads.
+        self.mend_copies();
         Ok(())
     }
 
@@ -273,7 +277,7 @@ impl Draft<'_> {
                 Some((_, layer)) if layer.kind == LayerKind::Doomed => {
                     return Err(impossible(format!("volume '{}' has been deleted in part (CHK-10)", volume.name)));
                 }
-                Some((at, mut layer)) if layer.kind == LayerKind::Frozen || used[&volume.head] > 1 => {
+                Some((at, mut layer)) if layer.kind.may_be_parent() || used[&volume.head] > 1 => {
                     // The volumes go on above it, each with a head of its own.
                     if layer.kind == LayerKind::Head {
                         layer.kind = LayerKind::Frozen;
@@ -320,7 +324,7 @@ impl Draft<'_> {
                 continue;
             };
             match layers.get(&parent) {
-                Some((_, above)) if above.kind == LayerKind::Frozen => {}
+                Some((_, above)) if above.kind.may_be_parent() => {}
                 Some((at, above)) if above.kind == LayerKind::Head && parent != id => self.freeze(*at, above)?,
                 None if self.descriptors.iter().flatten().any(|found| found.layer() == Some(parent)) => {
                     let size = layer.parent_limit.max(self.extent(parent)).min(MAX_VOLUME_LEN).next_multiple_of(512);
@@ -360,6 +364,18 @@ impl Draft<'_> {
                     break;
                 }
                 next = layer.parent;
+            }
+        }
+    }
+
+    /// Copy layers that nobody can go on filling become frozen ones: they show the same.
+    fn mend_copies(&mut self) {
+        let layers = self.layers();
+        let heads = self.volumes().into_iter().map(|(_, volume)| (volume.id, volume.head)).collect();
+        for id in wrong_copies(layers.values().map(|(_, layer)| layer), &heads, false).into_keys() {
+            if let Some((number, mut layer)) = layers.get(&id).cloned() {
+                layer.end_copy();
+                self.set_slot(number, Slot::Layer(layer));
             }
         }
     }

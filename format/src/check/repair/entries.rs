@@ -506,7 +506,7 @@ impl Draft<'_> {
             }
         }
         for (id, (number, layer)) in layers {
-            if layer.kind == LayerKind::Frozen && !reached.contains(&id) {
+            if layer.kind.may_be_parent() && !reached.contains(&id) {
                 let doomed = LayerRecord { kind: LayerKind::Doomed, parent: None, owner: None, ..layer };
                 self.set_slot(number, Slot::Layer(doomed));
             }

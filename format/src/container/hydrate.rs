@@ -1,0 +1,238 @@
+//! Hydrations: a copy layer comes under the layers that are a volume's own, and is filled until nothing else is needed.
+//!
+//! Role: begins them, gives them up, lists them, and unlinks what is below when all has been copied. Invariant (LAY-30): a
+//! copy layer shows what its parent shows, so that its coming and going changes no volume's contents; it is in the catalog
+//! until it covers all, so that whatever ends a process ends no hydration. Does not: move data (see [`super::fill`]), or
+//! decide when it is moved: the caller does, and heeds pause and speed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use uuid::Uuid;
+
+use super::fill::bytes_below;
+use super::ops::Slots;
+use super::state::State;
+use super::{Container, now_ns};
+use crate::error::{Error, Result};
+use crate::layer::{Layer, Link};
+use crate::layout::slot::{LayerKind, LayerRecord, Pace, Slot};
+use crate::units::{LayerId, SLAB_LEN, VolumeId};
+
+/// A hydration under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hydration {
+    /// The volume's present name.
+    pub volume: String,
+    /// The volume's id.
+    pub volume_id: VolumeId,
+    /// The copy layer: what [`Container::hydrate_step`] asks for.
+    pub layer: LayerId,
+    /// Bytes of the volume that have to be looked at.
+    pub total_bytes: u64,
+    /// How many of them have been, whether they had to be copied or not; only grows, until it is `total_bytes` at the end.
+    /// After the container has been opened it begins at 0 again and passes what is there already without reading data.
+    pub copied_bytes: u64,
+    /// The caller should not go on with it for now.
+    pub paused: bool,
+    /// Bytes a second that the caller should copy at most; 0: as fast as can be.
+    pub speed: u64,
+}
+
+impl State {
+    /// Whether a layer is a copy layer that is filled for this volume.
+    pub(super) fn is_copy_for(&self, layer: LayerId, volume: VolumeId) -> bool {
+        self.is_copy(layer) && self.layer_record(layer).owner == Some(volume)
+    }
+
+    /// The copy layer that is being filled for a volume.
+    pub(super) fn copy_layer(&self, volume: VolumeId) -> Option<LayerId> {
+        let mut next = Some(self.volume_record(volume).head);
+        while let Some(id) = next {
+            if self.is_copy_for(id, volume) {
+                return Some(id);
+            }
+            next = self.layer_record(id).parent;
+        }
+        None
+    }
+
+    /// The copy layer of the volume named `name`.
+    fn copy_layer_of(&self, name: &str) -> Result<LayerId> {
+        let id = self.volume_id(name)?;
+        self.copy_layer(id).ok_or_else(|| Error::NotHydrating { name: name.to_owned() })
+    }
+
+    /// Puts an empty copy layer for `volume` between `above` and its parent.
+    fn insert_copy(&mut self, above: LayerId, volume: VolumeId) -> LayerId {
+        let above = self.layers[&above].clone();
+        let link = above.link();
+        let id = LayerId(self.next_id());
+        let now = now_ns();
+        let record = LayerRecord {
+            id,
+            uuid: Uuid::new_v4(),
+            kind: LayerKind::Copy(Pace::default()),
+            parent: link.parent.as_ref().map(|parent| parent.id),
+            owner: Some(volume),
+            size: above.size,
+            parent_limit: link.limit,
+            birth: id,
+            created_ns: now,
+            frozen_ns: now,
+        };
+        let layer = Layer::new(id, above.size, Link { parent: link.parent.clone(), limit: link.limit }, true);
+        let layer = Arc::new(layer);
+        self.add_layer(record, layer.clone());
+        above.set_link(Link { parent: Some(layer), limit: link.limit });
+        self.update_layer(above.id, |record| record.parent = Some(id));
+        id
+    }
+
+    /// Makes a copy layer a frozen one, which keeps its parent; an empty one is taken out of the chain (LAY-35).
+    pub(super) fn give_up_copy(&mut self, copy: LayerId) {
+        match self.only_child(copy).filter(|_| self.slabs_of(copy) == 0) {
+            Some(above) => self.remove_copy(copy, above),
+            None => self.update_layer(copy, LayerRecord::end_copy),
+        }
+    }
+
+    /// Whether all that the copy layer's volume reads is its own by now: others have let go of the rest.
+    pub(super) fn is_all_own(&self, copy: LayerId) -> bool {
+        let record = self.layer_record(copy);
+        // Most often just what is below is others', too: then the chain need not be looked at.
+        if record.parent.is_some_and(|below| self.child_count(below) > 1 && self.slabs_of(below) > 0) {
+            return false;
+        }
+        let owner = record.owner.filter(|owner| self.volumes.contains_key(owner));
+        owner.is_some_and(|owner| self.chain(owner).iter().all(|&(layer, own)| own || self.slabs_of(layer) == 0))
+    }
+
+    /// Takes an empty copy layer out again.
+    fn remove_copy(&mut self, copy: LayerId, above: LayerId) {
+        let (layer, above) = (self.layers[&copy].clone(), self.layers[&above].clone());
+        let link = layer.link();
+        let limit = link.limit.min(above.link().limit);
+        above.set_link(Link { parent: link.parent.clone(), limit });
+        let parent = link.parent.as_ref().map(|parent| parent.id);
+        self.update_layer(above.id, |record| (record.parent, record.parent_limit) = (parent, limit));
+        self.doom_unused(Some(copy), 1);
+    }
+
+    /// Layers that go with one batch of a hydration's end.
+    pub(super) fn most_doomed(&self) -> usize {
+        self.most_slots() / 2
+    }
+
+    /// Unlinks what is below a copy layer, as far as one batch can take what goes with it: true if that was all, and the
+    /// layer is a frozen one now (LAY-34).
+    pub(super) fn unlink_below(&mut self, copy: LayerId) -> bool {
+        let layer = self.layers[&copy].clone();
+        let (owner, below) = (self.layer_record(copy).owner, self.layer_record(copy).parent);
+        // Nothing of the parent shows from here on, whatever the parent is.
+        self.update_layer(copy, |record| (record.parent, record.parent_limit) = (None, 0));
+        let rest = self.doom_unused(below, self.most_doomed());
+        if let Some(rest) = rest.filter(|&rest| self.child_count(rest) == 0) {
+            let parent = self.layers.get(&rest).cloned();
+            layer.set_link(Link { parent, limit: 0 });
+            self.update_layer(copy, |record| record.parent = Some(rest));
+            return false;
+        }
+        layer.set_link(Link { parent: None, limit: 0 });
+        self.update_layer(copy, LayerRecord::end_copy);
+        if let Some(owner) = owner {
+            self.disown(rest, owner);
+        }
+        true
+    }
+}
+
+impl Container {
+    /// Begins to make volume `name` real: from now on [`Container::hydrate_step`] copies into it what it reads from layers
+    /// of others. Costs the same whatever the sizes. Returns the copy layer, or nothing if the volume is real already.
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Hydrating`], [`Error::NoSpace`].
+    pub fn hydrate(&self, name: &str) -> Result<Option<LayerId>> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        let copy = {
+            let mut state = self.lock_for(|state| match state.copy_layer(state.volume_id(name)?) {
+                Some(_) => Err(Error::Hydrating { name: name.to_owned() }),
+                None => Ok(Slots { new: 1, changed: 1 }),
+            })?;
+            let id = state.volume_id(name)?;
+            let chain = state.chain(id);
+            if chain.iter().all(|&(layer, own)| own || state.slabs_of(layer) == 0) {
+                return Ok(None);
+            }
+            // What is the volume's own stays where it is.
+            let own = chain.iter().take_while(|(_, own)| *own).count().max(1);
+            let is_on_copy = |&(below, _): &_| state.layer_record(below).kind.is_copy();
+            if chain.get(own).is_some_and(is_on_copy) {
+                // Only damage leads here: a copy layer's child is its owner's own (LAY-32).
+                return Err(Error::Hydrating { name: name.to_owned() });
+            }
+            state.insert_copy(chain[own - 1].0, id)
+        };
+        self.commit()?;
+        self.shared.call_for_work();
+        Ok(Some(copy))
+    }
+
+    /// Gives up hydrating volume `name`, which stays virtual. What has been copied stays in it, and is not copied again by
+    /// a later [`Container::hydrate`].
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::NotHydrating`].
+    pub fn cancel_hydration(&self, name: &str) -> Result<()> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        {
+            let mut state = self.lock_for(|state| state.copy_layer_of(name).map(|_| Slots { new: 0, changed: 2 }))?;
+            let copy = state.copy_layer_of(name)?;
+            state.give_up_copy(copy);
+            self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
+        }
+        self.commit()?;
+        self.shared.call_for_work();
+        Ok(())
+    }
+
+    /// Sets whether volume `name`'s hydration is paused, and how many bytes a second it may copy (0: no limit). Both are
+    /// kept in the container; the caller of [`Container::hydrate_step`] heeds them.
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::NotHydrating`].
+    pub fn set_hydration(&self, name: &str, paused: bool, speed: u64) -> Result<()> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        {
+            let mut state = self.lock_for(|state| state.copy_layer_of(name).map(|_| Slots { new: 0, changed: 1 }))?;
+            let copy = state.copy_layer_of(name)?;
+            state.update_layer(copy, |record| record.kind = LayerKind::Copy(Pace { paused, speed }));
+        }
+        self.commit()
+    }
+
+    /// All hydrations, by layer id: each is to be carried on with by [`Container::hydrate_step`], also after a crash.
+    pub fn hydrations(&self) -> Vec<Hydration> {
+        let state = self.shared.lock();
+        let hydration = |slot: &Slot| {
+            let Slot::Layer(record) = slot else { return None };
+            let LayerKind::Copy(pace) = record.kind else { return None };
+            let volume_id = record.owner.filter(|owner| state.volumes.contains_key(owner))?;
+            let total_bytes = bytes_below(state.layers.get(&record.id)?);
+            let passed = state.fills.get(&record.id).map_or(0, |fill| fill.next * SLAB_LEN);
+            Some(Hydration {
+                volume: state.volume_record(volume_id).name.clone(),
+                volume_id,
+                layer: record.id,
+                total_bytes,
+                copied_bytes: passed.min(total_bytes),
+                paused: pace.paused,
+                speed: pace.speed,
+            })
+        };
+        let mut found: Vec<Hydration> = state.slots().iter().filter_map(hydration).collect();
+        found.sort_by_key(|hydration| hydration.layer);
+        found
+    }
+}
