@@ -22,9 +22,10 @@ mod units;
 mod volume;
 
 pub use container::{
-    ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Flush, FlushStep,
-    HydrateEnd, HydrateStep, HydrateWait, Hydration, JournalAppend, LayerInfo, Listing, Maintained, MapCounts,
-    MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo, VolumeInfo, VolumeState,
+    BackgroundKind, BackgroundWork, ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange,
+    DiffStep, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend, LayerInfo,
+    Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo, VolumeInfo,
+    VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -31,7 +31,7 @@ pub struct Hydration {
     /// Bytes of the volume that have to be looked at.
     pub total_bytes: u64,
     /// How many of them have been, whether they had to be copied or not; only grows, until it is `total_bytes` at the end.
-    /// After the container has been opened it begins at 0 again and passes what is there already without reading data.
+    /// After the container has been opened it begins with what has been copied; that is passed without reading data.
     pub copied_bytes: u64,
     /// The caller should not go on with it for now.
     pub paused: bool,
@@ -61,6 +61,27 @@ impl State {
     fn copy_layer_of(&self, name: &str) -> Result<LayerId> {
         let id = self.volume_id(name)?;
         self.copy_layer(id).ok_or_else(|| Error::NotHydrating { name: name.to_owned() })
+    }
+
+    /// The hydration that the layer of this record is filled for.
+    pub(super) fn hydration(&self, record: &LayerRecord) -> Option<Hydration> {
+        let LayerKind::Copy(pace) = record.kind else { return None };
+        let volume_id = record.owner.filter(|owner| self.volumes.contains_key(owner))?;
+        let layer = self.layers.get(&record.id)?;
+        let total_bytes = bytes_below(layer);
+        let passed = self.fills.get(&record.id).map_or(0, |fill| fill.next * SLAB_LEN);
+        // What an earlier opening has copied is passed anew, but it is there.
+        let tables = (0..layer.table_limit()).filter(|&index| layer.table(index).is_some()).count() as u64;
+        let present = self.slabs_of(record.id).saturating_sub(tables) * SLAB_LEN;
+        Some(Hydration {
+            volume: self.volume_record(volume_id).name.clone(),
+            volume_id,
+            layer: record.id,
+            total_bytes,
+            copied_bytes: passed.max(present).min(total_bytes),
+            paused: pace.paused,
+            speed: pace.speed,
+        })
     }
 
     /// Puts an empty copy layer for `volume` between `above` and its parent.
@@ -212,24 +233,18 @@ impl Container {
         self.commit()
     }
 
+    /// The hydration that this copy layer is filled for; nothing if it has ended.
+    pub fn hydration(&self, layer: LayerId) -> Option<Hydration> {
+        let state = self.shared.lock();
+        if state.layer_slots.contains_key(&layer) { state.hydration(state.layer_record(layer)) } else { None }
+    }
+
     /// All hydrations, by layer id: each is to be carried on with by [`Container::hydrate_step`], also after a crash.
     pub fn hydrations(&self) -> Vec<Hydration> {
         let state = self.shared.lock();
-        let hydration = |slot: &Slot| {
-            let Slot::Layer(record) = slot else { return None };
-            let LayerKind::Copy(pace) = record.kind else { return None };
-            let volume_id = record.owner.filter(|owner| state.volumes.contains_key(owner))?;
-            let total_bytes = bytes_below(state.layers.get(&record.id)?);
-            let passed = state.fills.get(&record.id).map_or(0, |fill| fill.next * SLAB_LEN);
-            Some(Hydration {
-                volume: state.volume_record(volume_id).name.clone(),
-                volume_id,
-                layer: record.id,
-                total_bytes,
-                copied_bytes: passed.min(total_bytes),
-                paused: pace.paused,
-                speed: pace.speed,
-            })
+        let hydration = |slot: &Slot| match slot {
+            Slot::Layer(record) => state.hydration(record),
+            _ => None,
         };
         let mut found: Vec<Hydration> = state.slots().iter().filter_map(hydration).collect();
         found.sort_by_key(|hydration| hydration.layer);

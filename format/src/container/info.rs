@@ -3,8 +3,8 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Container;
 use super::state::State;
+use super::{Container, Hydration};
 use crate::error::{Error, Result};
 use crate::layout::slot::{LayerKind, Slot};
 use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};
@@ -76,6 +76,18 @@ pub struct Origin {
     pub instant_unix_ns: i64,
 }
 
+/// How far a volume has been hydrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Hydrated {
+    /// The copy layer.
+    pub layer: LayerId,
+    /// Bytes that have been looked at; see [`Hydration::copied_bytes`].
+    pub copied_bytes: u64,
+    /// Bytes to look at.
+    pub total_bytes: u64,
+}
+
 /// A volume at a glance.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,6 +106,8 @@ pub struct VolumeInfo {
     pub origin: Option<Origin>,
     /// Virtual, on its way to being real, or real.
     pub state: VolumeState,
+    /// How far it has been hydrated, while it is.
+    pub hydration: Option<Hydrated>,
     /// Bytes in slabs of layers that only this volume uses or that were frozen from it.
     pub allocated_bytes: u64,
     /// The layer that takes its writes.
@@ -165,6 +179,7 @@ impl State {
         let chain = self.chain(id);
         let foreign = chain.iter().any(|&(layer, own)| !own && self.slabs_of(layer) > 0);
         let allocated: u64 = chain.iter().filter(|(_, own)| *own).map(|(layer, _)| self.slabs_of(*layer)).sum();
+        let hydration = self.copy_layer(id).and_then(|layer| self.hydration(self.layer_record(layer)));
         VolumeInfo {
             id,
             name: record.name.clone(),
@@ -180,11 +195,16 @@ impl State {
                 },
                 instant_unix_ns: origin.instant_ns,
             }),
-            state: match self.copy_layer(id) {
+            state: match &hydration {
                 Some(_) => VolumeState::Hydrating,
                 None if foreign => VolumeState::Virtual,
                 None => VolumeState::Real,
             },
+            hydration: hydration.map(|Hydration { layer, copied_bytes, total_bytes, .. }| Hydrated {
+                layer,
+                copied_bytes,
+                total_bytes,
+            }),
             allocated_bytes: allocated * SLAB_LEN,
             head: record.head,
             depth: chain.len() as u32 - 1,

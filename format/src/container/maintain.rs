@@ -63,6 +63,15 @@ struct Due {
 struct Reclaim {
     layers: HashSet<LayerId>,
     next: usize,
+    /// Slabs to look at, as far as is known.
+    slab_count: usize,
+}
+
+impl Background {
+    /// Slabs that the pass under way has looked at, and slabs to look at.
+    pub(super) fn reclaim_progress(&self) -> Option<(u64, u64)> {
+        self.reclaim.as_ref().map(|pass| (pass.next as u64, pass.slab_count as u64))
+    }
 }
 
 impl Container {
@@ -87,10 +96,9 @@ impl Container {
             background.last_commit = Some(Instant::now());
             return Ok(Maintained::Worked);
         }
-        if self.reclaim(&mut background) || self.merge(&mut background)? {
-            return Ok(Maintained::Worked);
-        }
-        Ok(Maintained::Idle)
+        let worked = if self.reclaim(&mut background) { Ok(true) } else { self.merge(&mut background) };
+        self.show(&background);
+        Ok(if worked? { Maintained::Worked } else { Maintained::Idle })
     }
 
     /// Does background work until there is none left or `steps` steps are done.
@@ -209,13 +217,14 @@ impl Container {
             if layers.is_empty() {
                 return false;
             }
-            background.reclaim = Some(Reclaim { layers, next: 0 });
+            background.reclaim = Some(Reclaim { layers, next: 0, slab_count: 0 });
         }
         let Some(pass) = &mut background.reclaim else {
             return false;
         };
         let limit = FREED_PER_STEP.min(state.ring.batch_limit() / 64).max(1);
-        let end = (pass.next + SCAN_PER_HOLD).min(state.alloc.slab_count() as usize);
+        pass.slab_count = state.alloc.slab_count() as usize;
+        let end = (pass.next + SCAN_PER_HOLD).min(pass.slab_count);
         let mut freed = 0;
         while pass.next < end && freed < limit {
             let slab = SlabNo(pass.next as u64);
@@ -227,7 +236,7 @@ impl Container {
                 freed += 1;
             }
         }
-        if pass.next == state.alloc.slab_count() as usize {
+        if pass.next == pass.slab_count {
             // Each layer's slot is a change of 520 bytes: not more of them at once than a batch should hold.
             let most = (state.ring.batch_limit() / 520).max(1) as usize;
             let now: Vec<LayerId> = pass.layers.iter().copied().take(most).collect();

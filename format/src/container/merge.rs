@@ -29,6 +29,18 @@ pub(super) struct MergeJob {
     next_page: u32,
 }
 
+impl MergeJob {
+    /// The layer that is folded into its child.
+    pub(super) fn parent(&self) -> LayerId {
+        self.parent.id
+    }
+
+    /// Chunks of the parent that are done, and chunks that it has.
+    pub(super) fn chunks(&self) -> (u64, u64) {
+        (u64::from(self.next_page) * ENTRIES_PER_PAGE, self.parent.size.div_ceil(SLAB_LEN))
+    }
+}
+
 /// Blocks to copy within the container before they are published.
 #[derive(Debug)]
 struct Copy {

@@ -4,6 +4,7 @@
 //! [`Disk`] and never on a queue's behalf. Invariant: what `spec/journal.md` promises after a crash.
 //! Does not: perform data I/O (plans are carried out by the caller), nor know sockets or threads.
 
+mod background;
 mod checkpoint;
 mod copies;
 mod create;
@@ -28,6 +29,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use background::{BackgroundKind, BackgroundWork};
 pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
 pub use diff::{ChangedIn, DiffCounts, DiffRange, DiffStep};
@@ -35,7 +37,7 @@ pub use fill::{HydrateEnd, HydrateStep, HydrateWait};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use hydrate::Hydration;
-pub use info::{ContainerInfo, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
+pub use info::{ContainerInfo, Hydrated, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 
@@ -78,6 +80,8 @@ pub(crate) struct Shared {
     control: Mutex<()>,
     /// Serialises checkpoints, reclaim and merges: a freed slab is never reused under a home write (JNL-6).
     homes: Mutex<maintain::Background>,
+    /// What background work is at; locked last, for a moment.
+    background: Mutex<Vec<BackgroundWork>>,
     failed: OnceLock<String>,
     closed: AtomicBool,
     pub(crate) signal: Arc<Signal>,
@@ -144,6 +148,7 @@ impl Shared {
             state: Mutex::new(state),
             control: Mutex::new(()),
             homes: Mutex::new(maintain::Background::default()),
+            background: Mutex::new(Vec::new()),
             failed: OnceLock::new(),
             closed: AtomicBool::new(false),
             signal,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::task::Waker;
 
 use pitstop_format::testing::{Event, SimDisk};
-use pitstop_format::{Container, Disk, Planned, SLAB_LEN, WriteTicket};
+use pitstop_format::{BackgroundKind, Container, Disk, Planned, SLAB_LEN, WriteTicket};
 
 use crate::support::*;
 
@@ -167,6 +167,40 @@ fn freeing_goes_in_steps_and_goes_on_after_a_crash() {
     assert!((10..1000).contains(&steps), "{steps} steps");
     container.close().unwrap();
     assert_clean(&*disk);
+}
+
+// rule: JOB-11 — what background work is at is shown between its steps, and nothing when there is none.
+#[test]
+fn background_work_is_shown_between_its_steps() {
+    let (_, container) = new_container();
+    container.create_volume("gone", 6500 * SLAB_LEN).unwrap();
+    for chunk in 0..6500 {
+        put(&container, "gone", chunk * SLAB_LEN, 1);
+    }
+    container.commit().unwrap();
+    container.create_volume("v", 6500 * SLAB_LEN).unwrap();
+    for (value, copy) in [(1, "older"), (2, "newer")] {
+        put(&container, "v", 0, value);
+        container.snapshot("v", copy).unwrap();
+    }
+    container.delete_volume("older").unwrap();
+    container.delete_volume("gone").unwrap();
+    let (mut reclaimed, mut merged) = (Vec::new(), Vec::new());
+    for _ in 0..1000 {
+        container.maintain().unwrap();
+        for work in container.background() {
+            assert!(work.passed_bytes <= work.total_bytes, "{work:?}");
+            match work.kind {
+                BackgroundKind::Reclaim => reclaimed.push(work.passed_bytes),
+                BackgroundKind::Merge(_) => merged.push((work.total_bytes, work.passed_bytes)),
+            }
+        }
+    }
+    for shown in [reclaimed, merged.iter().map(|(_, passed)| *passed).collect()] {
+        assert!(shown.is_sorted() && shown.first() < shown.last(), "{shown:?}");
+    }
+    assert!(merged.iter().all(|(total, _)| *total == 6500 * SLAB_LEN));
+    assert_eq!(container.background(), []);
 }
 
 // rule: VOL-5 — zeroing what was zeroed before, or never written, leaves nothing to journal.
