@@ -17,6 +17,7 @@ use pitstop_format::{Container, FileDisk, NewCopy, Volume, VolumeId, VolumeInfo}
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
 use crate::events::Events;
 use crate::export::{Door, Export, ExportError, Resources};
+use crate::jobs::{Activity, JobState, Jobs};
 use crate::space::{SpaceMark, SpaceUse};
 use crate::trouble::{Action, Operation};
 
@@ -104,6 +105,13 @@ pub(crate) enum Event {
     SpaceOk {
         /// The use.
         space: SpaceUse,
+    },
+    /// A job has turned to another state.
+    JobStatusChanged {
+        /// Its id.
+        id: String,
+        /// Its new state.
+        state: JobState,
     },
     /// The daemon begins to end.
     Shutdown,
@@ -203,6 +211,7 @@ pub(crate) type Result<T> = std::result::Result<T, DaemonError>;
 /// One container and its exports.
 pub(crate) struct Daemon {
     resources: Resources,
+    jobs: Arc<Jobs>,
     exports: Mutex<Vec<Served>>,
     /// An export that was ending has ended.
     export_ended: Condvar,
@@ -232,8 +241,10 @@ impl std::fmt::Debug for Daemon {
 impl Daemon {
     /// A daemon over an open container, without exports. `disk` must be the disk under `container`.
     pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> std::result::Result<Arc<Self>, ExportError> {
+        let resources = Resources::new(container.clone(), disk)?;
         Ok(Arc::new(Daemon {
-            resources: Resources::new(container, disk)?,
+            jobs: Jobs::new(container, Arc::clone(resources.events())),
+            resources,
             exports: Mutex::default(),
             export_ended: Condvar::new(),
             opening: Mutex::default(),
@@ -252,6 +263,16 @@ impl Daemon {
     /// Whom to tell what happens.
     pub(crate) fn events(&self) -> &Arc<Events> {
         self.resources.events()
+    }
+
+    /// The jobs.
+    pub(crate) fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
+    }
+
+    /// Whether guests are active.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        self.resources.activity()
     }
 
     /// The mark of the container's use of space that has been reached.
@@ -350,7 +371,9 @@ impl Daemon {
         if let Some(served) = self.served(&exports, name)? {
             return Err(DaemonError::DeleteExported { volume: name.to_owned(), id: served.config.id.clone() });
         }
-        Ok(self.container().delete_volume(name)?)
+        self.container().delete_volume(name)?;
+        self.jobs.look();
+        Ok(())
     }
 
     /// Renames a volume, exported or not.
@@ -395,7 +418,9 @@ impl Daemon {
         {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: served.config.id.clone() });
         }
-        Ok(self.container().refresh(target, source)?)
+        let refreshed = self.container().refresh(target, source)?;
+        self.jobs.look();
+        Ok(refreshed)
     }
 
     /// The first export of the volume `name`, if it has any; fails if there is no such volume.

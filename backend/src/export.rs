@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
 use crate::events::Events;
+use crate::jobs::Activity;
 use crate::session::{Served, Session};
 use crate::socket::{MAX_PATH_LEN, SocketFile, is_listened_on, listen_at};
 use crate::trouble::Trouble;
@@ -93,6 +94,11 @@ impl Resources {
 
     pub(crate) fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Whether guests are active.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        self.disk.activity()
     }
 }
 

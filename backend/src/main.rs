@@ -253,6 +253,13 @@ fn serve_until_shutdown(
         OpenMode::ReadWrite => Some(jobs::Maintenance::start(daemon, serving.marks.clone())?),
         OpenMode::ReadOnly => None,
     };
+    let turns = match serving.mode {
+        OpenMode::ReadWrite => {
+            daemon.jobs().go_on();
+            Some(jobs::Turns::start(daemon.jobs(), Arc::clone(daemon.activity()))?)
+        }
+        OpenMode::ReadOnly => None,
+    };
     let mut server = None;
     let served = start_serving(daemon, exports, serving.control, &mut server);
     if served.is_ok() {
@@ -261,6 +268,9 @@ fn serve_until_shutdown(
     // Orders end before what they work on; clients hear of the exports' end before they are sent away.
     if let Some(server) = &server {
         server.refuse_commands();
+    }
+    if let Some(turns) = turns {
+        turns.stop();
     }
     daemon.stop_exports();
     if let Some(server) = server {

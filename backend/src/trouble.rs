@@ -113,7 +113,7 @@ pub(crate) fn is_no_space(error: &RequestError) -> bool {
 }
 
 /// No space, no quota, or a limit on the length of files.
-fn lacks_space(error: &io::Error) -> bool {
+pub(crate) fn lacks_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use super::hub::Hub;
+use super::jobs;
 use super::protocol::{ErrorClass, Failure, Request, version};
 use super::target::{Refusal, RefusalKind, Target};
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace, SocketSource};
@@ -50,17 +51,23 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 19] = [
+const COMMANDS: [(&str, Handler); 26] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
+    ("job-cancel", jobs::cancel),
+    ("job-dismiss", jobs::dismiss),
+    ("job-pause", jobs::pause),
+    ("job-resume", jobs::resume),
     ("qmp_capabilities", already_negotiated),
     ("query-block-exports", query_block_exports),
     ("query-commands", query_commands),
+    ("query-jobs", jobs::query),
     ("query-version", query_version),
     ("quit", quit),
     ("transaction", transaction),
     ("x-pitstop-check", check),
     ("x-pitstop-diff", diff),
+    ("x-pitstop-job-set-speed", jobs::set_speed),
     ("x-pitstop-map", map),
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
@@ -69,6 +76,7 @@ const COMMANDS: [(&str, Handler); 19] = [
     ("x-pitstop-snapshot", snapshot),
     ("x-pitstop-volume-create", volume_create),
     ("x-pitstop-volume-delete", volume_delete),
+    ("x-pitstop-volume-hydrate", jobs::hydrate),
     ("x-pitstop-volume-rename", volume_rename),
 ];
 
@@ -82,6 +90,11 @@ impl Context {
             closed: AtomicBool::new(false),
             quit_by_client: AtomicBool::new(false),
         }
+    }
+
+    /// What the commands are carried out on.
+    pub(super) fn target(&self) -> &dyn Target {
+        self.target.as_ref()
     }
 
     /// Runs a command of a session that has negotiated.
@@ -367,7 +380,8 @@ fn elapsed_us(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn nothing() -> Done {
+/// An empty result.
+pub(super) fn nothing() -> Done {
     Done::Return(json!({}))
 }
 
@@ -380,7 +394,8 @@ fn as_generic(refusal: Refusal) -> Failure {
     Failure::generic(refusal.text)
 }
 
-fn of_container(error: FormatError) -> Failure {
+/// An error of the container.
+pub(super) fn of_container(error: FormatError) -> Failure {
     if matches!(error, FormatError::CheckGivenUp | FormatError::ListingGivenUp) {
         return Failure::generic("the daemon is shutting down");
     }

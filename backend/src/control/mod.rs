@@ -9,6 +9,7 @@
 mod args;
 mod commands;
 mod hub;
+mod jobs;
 mod json;
 mod listen;
 mod outbox;

@@ -222,6 +222,9 @@ impl Forwarder {
                 let data = json!({"used-percent": space.used_percent, "available-bytes": space.available_bytes});
                 self.hub.broadcast("X_PITSTOP_SPACE_OK", data);
             }
+            Event::JobStatusChanged { id, state } => {
+                self.hub.broadcast("JOB_STATUS_CHANGE", json!({"id": id, "status": state.word()}));
+            }
             Event::Shutdown => {
                 let reason = self.context.shutdown_reason();
                 self.hub.broadcast("SHUTDOWN", json!({"guest": false, "reason": reason}));

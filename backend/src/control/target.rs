@@ -9,6 +9,7 @@ use pitstop_format::{Container, NewCopy, VolumeInfo};
 
 use crate::config::ExportConfig;
 use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
+use crate::jobs::Jobs;
 
 /// Why the daemon refused an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) trait Target: Send + Sync {
     fn container(&self) -> &Container;
     /// The mark of the container's use of space that has been reached, in percent.
     fn space_mark(&self) -> Option<u8>;
+    /// The jobs.
+    fn jobs(&self) -> &Jobs;
     /// All exports.
     fn exports(&self) -> Vec<ExportStatus>;
     /// Starts serving a volume; when this returns, its socket accepts connections.
@@ -86,6 +89,10 @@ impl Target for Daemon {
 
     fn space_mark(&self) -> Option<u8> {
         self.space_mark().get()
+    }
+
+    fn jobs(&self) -> &Jobs {
+        self.jobs()
     }
 
     fn exports(&self) -> Vec<ExportStatus> {

@@ -24,6 +24,7 @@ use pitstop_format::{Container, FileDisk, IoAlignment, Volume};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Access;
+use crate::jobs::Activity;
 use crate::session::memory::GuestMap;
 use crate::trouble::Trouble;
 use crate::virtio::ring::SplitRing;
@@ -38,6 +39,8 @@ pub(crate) struct DataDisk {
     /// The kernel keeps both views coherent, and a sync of either covers both.
     buffered: Option<File>,
     alignment: IoAlignment,
+    /// Where queues tell that their guests are active.
+    activity: Arc<Activity>,
 }
 
 impl DataDisk {
@@ -50,7 +53,12 @@ impl DataDisk {
         } else {
             None
         };
-        Ok(DataDisk { disk, buffered, alignment })
+        Ok(DataDisk { disk, buffered, alignment, activity: Arc::default() })
+    }
+
+    /// Whether guests are active.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 }
 

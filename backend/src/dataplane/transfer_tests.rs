@@ -29,7 +29,7 @@ impl Scene {
         // Never less than what the disk asks for.
         let real = disk.io_alignment();
         let alignment = IoAlignment { memory: memory.max(real.memory), offset: offset.max(real.offset) };
-        let data = DataDisk { disk: Arc::clone(&disk), buffered, alignment };
+        let data = DataDisk { disk: Arc::clone(&disk), buffered, alignment, activity: Arc::default() };
         let transfers = Transfers::new(Arc::new(data)).unwrap();
         Scene { transfers, disk, model, memory: vec![0; 2 << 20], _folder: folder }
     }

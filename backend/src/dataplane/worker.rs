@@ -26,6 +26,7 @@ use super::transfer::Transfers;
 use super::wake::Signal;
 use super::{CallSlot, DataDisk, Durability, QueueSetup};
 use crate::config::{Access, OnNoSpace};
+use crate::jobs::QueueActivity;
 use crate::session::memory::GuestMap;
 use crate::trouble::{Operation, Trouble, is_no_space};
 use crate::virtio::chain::{Chain, Table};
@@ -66,6 +67,7 @@ pub(crate) struct Worker {
     starved: Vec<usize>,
     timer_armed: bool,
     trouble: Arc<Trouble>,
+    activity: Arc<QueueActivity>,
     ring: SplitRing,
     chain: Chain,
     map: Arc<GuestMap>,
@@ -95,6 +97,7 @@ impl Worker {
     /// Prepares the queue; must be called by the thread that runs it.
     pub(crate) fn new(setup: QueueSetup, signal: Arc<Signal>) -> io::Result<Self> {
         let disk: Arc<DataDisk> = setup.disk;
+        let activity = disk.activity().queue();
         Ok(Worker {
             transfers: Transfers::new(disk)?,
             tasks: Tasks::default(),
@@ -102,6 +105,7 @@ impl Worker {
             starved: Vec::new(),
             timer_armed: false,
             trouble: setup.trouble,
+            activity,
             ring: setup.ring,
             chain: Chain::default(),
             map: setup.map,
@@ -191,6 +195,7 @@ impl Worker {
         }
         // The storage's interrupt wakes a processor anyway, but a guest's request may come sooner than a wake-up lasts.
         let waits_for_guest = self.tasks.len() == 0;
+        self.activity.sleeps(self.tasks.len() > self.starved.len());
         if let Err(error) = self.transfers.ring().wait() {
             abandon(&self.name, &error);
         }
@@ -310,6 +315,9 @@ impl Worker {
                 }
             }
             heads += 1;
+        }
+        if heads > 0 {
+            self.activity.took_requests();
         }
         heads > 0
     }

@@ -29,6 +29,8 @@ enum Command {
     Rename(String, String),
     /// Makes the volume, or refreshes it if it is there.
     Copy(String, Source),
+    /// Begins to make a volume real, which shows nobody anything.
+    Hydrate(String),
 }
 
 /// One storm, from kill to kill.
@@ -61,7 +63,8 @@ impl Storm {
             let (verb, arguments) = self.words(&command, busy);
             self.sent = Some(command);
             let Some(answer) = qmp.try_ask(verb, arguments.clone()) else { break };
-            assert!(answer.get("return").is_some(), "{verb} {arguments}: {answer}");
+            let is_refused = matches!(self.sent, Some(Command::Hydrate(_))) && is_hydrating_already(&answer);
+            assert!(answer.get("return").is_some() || is_refused, "{verb} {arguments}: {answer}");
             if let Some(command) = self.sent.take() {
                 self.apply(command, busy);
             }
@@ -79,9 +82,10 @@ impl Storm {
             }
         } else {
             let second = name(random);
-            match random.below(6) {
+            match random.below(8) {
                 0 | 1 => return Command::Delete(first),
                 2 if !self.known.contains_key(&second) => return Command::Rename(first, second),
+                3 | 4 => return Command::Hydrate(first),
                 _ => {}
             }
         }
@@ -100,6 +104,7 @@ impl Storm {
             Command::Create(name) => ("x-pitstop-volume-create", json!({"name": name, "size": VOLUME_LEN})),
             Command::Delete(name) => ("x-pitstop-volume-delete", json!({"name": name})),
             Command::Rename(name, new) => ("x-pitstop-volume-rename", json!({"name": name, "new-name": new})),
+            Command::Hydrate(name) => ("x-pitstop-volume-hydrate", json!({"name": name})),
             Command::Copy(name, source) => {
                 let source = match source {
                     Source::Busy(index, _) => busy[*index].name,
@@ -123,6 +128,7 @@ impl Storm {
                 let content = self.known.remove(&name).unwrap();
                 self.known.insert(new, content);
             }
+            Command::Hydrate(_) => {}
             Command::Copy(name, source) => {
                 let content = match source {
                     Source::Busy(index, before) => busy[index].copied(&before),
@@ -158,4 +164,8 @@ impl Storm {
         }
         Ok(())
     }
+}
+
+fn is_hydrating_already(answer: &Value) -> bool {
+    answer["error"]["desc"].as_str().is_some_and(|text| text.contains("is being hydrated already"))
 }

@@ -25,6 +25,9 @@ mod dataplane;
 #[allow(dead_code, reason = "the targets use a part of the program")]
 #[path = "../../../backend/src/export.rs"]
 mod export;
+#[allow(dead_code, unused_imports, reason = "the targets use a part of the program")]
+#[path = "../../../backend/src/jobs/mod.rs"]
+mod jobs;
 #[allow(dead_code, reason = "the targets use a part of the program")]
 #[path = "../../../backend/src/session/mod.rs"]
 mod session;

@@ -10,6 +10,7 @@ use pitstop_format::{Container, CreateOptions, FileDisk, NewCopy, OpenMode, Volu
 use super::target::{Refusal, RefusalKind, Result, Target};
 use crate::config::{Access, ExportConfig};
 use crate::daemon::{DaemonError, Event, ExportStatus, WhenConnected};
+use crate::jobs::Jobs;
 
 /// Size of volume `golden`.
 pub(crate) const GOLDEN_BYTES: u64 = 8 << 20;
@@ -17,6 +18,7 @@ pub(crate) const GOLDEN_BYTES: u64 = 8 << 20;
 /// The fake. Volume `golden` exists; a guest is "connected" to the exports named in `connected`.
 pub(crate) struct FakeTarget {
     container: Container,
+    jobs: Arc<Jobs>,
     exports: Mutex<Vec<ExportConfig>>,
     subscribers: Mutex<Vec<Sender<Event>>>,
     shutdown: AtomicBool,
@@ -36,6 +38,7 @@ impl FakeTarget {
         let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
         container.create_volume("golden", GOLDEN_BYTES).unwrap();
         Arc::new(FakeTarget {
+            jobs: Jobs::new(container.clone(), Arc::default()),
             container,
             exports: Mutex::default(),
             subscribers: Mutex::default(),
@@ -86,6 +89,10 @@ impl Target for FakeTarget {
 
     fn space_mark(&self) -> Option<u8> {
         Some(80)
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.jobs
     }
 
     fn exports(&self) -> Vec<ExportStatus> {

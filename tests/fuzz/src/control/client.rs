@@ -19,12 +19,14 @@ use super::session::{self, Link};
 use super::target::{Result as TargetResult, Target};
 use crate::config::{Access, ExportConfig};
 use crate::daemon::{DaemonError, Event, ExportStatus, WhenConnected};
+use crate::jobs::Jobs;
 
 /// A daemon whose exports are a list.
 struct Listed {
     container: Container,
     exports: Mutex<Vec<ExportConfig>>,
     subscriber: Mutex<Option<Sender<Event>>>,
+    jobs: Arc<Jobs>,
 }
 
 impl Listed {
@@ -60,6 +62,10 @@ fn refused<T>(result: Result<T, pitstop_format::Error>) -> TargetResult<T> {
 impl Target for Listed {
     fn container(&self) -> &Container {
         &self.container
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.jobs
     }
 
     fn exports(&self) -> Vec<ExportStatus> {
@@ -141,7 +147,8 @@ pub fn run(data: &[u8]) {
         let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
         Container::create(disk.clone(), &options).expect("a container");
         let container = Container::open(disk, OpenMode::ReadWrite).expect("a container that opens");
-        Arc::new(Listed { container, exports: Mutex::default(), subscriber: Mutex::default() })
+        let jobs = Jobs::new(container.clone(), Arc::default());
+        Arc::new(Listed { container, exports: Mutex::default(), subscriber: Mutex::default(), jobs })
     });
     daemon.restore();
     let hub = Arc::new(Hub::default());

@@ -6,6 +6,8 @@ mod args;
 mod commands;
 #[path = "../../../../backend/src/control/hub.rs"]
 mod hub;
+#[path = "../../../../backend/src/control/jobs.rs"]
+mod jobs;
 #[path = "../../../../backend/src/control/json.rs"]
 mod json;
 #[path = "../../../../backend/src/control/listen.rs"]

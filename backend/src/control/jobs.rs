@@ -1,0 +1,85 @@
+//! The commands about jobs: QEMU's, and those that QEMU has not.
+//!
+//! Role: arguments, order to [`crate::jobs::Jobs`], result. It does not know what jobs do.
+
+use serde_json::{Value, json};
+
+use super::args::Args;
+use super::commands::{Context, Done, nothing, of_container};
+use super::protocol::Failure;
+use crate::jobs::{Dismissal, JobError, JobStatus};
+
+/// The job object (CTL-80).
+fn object(job: JobStatus) -> Value {
+    let mut object = json!({
+        "id": job.id,
+        "type": job.kind.word(),
+        "status": job.state.word(),
+        "current-progress": job.progress.current_bytes,
+        "total-progress": job.progress.total_bytes,
+        "x-pitstop-volume": job.progress.volume,
+        "x-pitstop-speed": job.speed,
+        "x-pitstop-rate": job.rate,
+        "x-pitstop-waits-for-space": job.waits_for_space,
+    });
+    if let (Some(error), Some(members)) = (job.error, object.as_object_mut()) {
+        members.insert("error".to_owned(), error.into());
+    }
+    object
+}
+
+pub(super) fn query(context: &Context, args: Args) -> Result<Done, Failure> {
+    args.finish()?;
+    Ok(Done::Return(context.target().jobs().list().into_iter().map(object).collect()))
+}
+
+pub(super) fn pause(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    args.finish()?;
+    done(context.target().jobs().pause(&id))
+}
+
+pub(super) fn resume(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    args.finish()?;
+    done(context.target().jobs().resume(&id))
+}
+
+pub(super) fn cancel(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    args.finish()?;
+    done(context.target().jobs().cancel(&id))
+}
+
+pub(super) fn dismiss(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    args.finish()?;
+    done(context.target().jobs().dismiss(&id))
+}
+
+pub(super) fn set_speed(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let id = args.string("id")?;
+    let speed = args.u64("speed")?;
+    args.finish()?;
+    done(context.target().jobs().set_speed(&id, speed))
+}
+
+/// Begins to make a volume real (CTL-84).
+pub(super) fn hydrate(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let speed = args.optional_u64("speed")?.unwrap_or(0);
+    let auto_dismiss = args.optional_bool("auto-dismiss")?.unwrap_or(true);
+    args.finish()?;
+    let dismissal = if auto_dismiss { Dismissal::Auto } else { Dismissal::ByOrder };
+    let job = context.target().jobs().hydrate(&name, speed, dismissal).map_err(of_container)?;
+    Ok(Done::Return(json!({"job": job.map(object)})))
+}
+
+fn done(result: Result<(), JobError>) -> Result<Done, Failure> {
+    // Of class GenericError, as in QEMU.
+    result.map(|()| nothing()).map_err(|error| Failure::generic(error.to_string()))
+}
+
+#[cfg(test)]
+#[path = "tests/jobs.rs"]
+mod tests;

@@ -1,0 +1,84 @@
+//! What a job does, as the registry sees it.
+//!
+//! Invariant: a piece of work may be looked at and given orders from any thread while a step of it is under way in
+//! another. Does not: decide when steps happen (`turns`), or how fast (`pace`).
+
+/// A kind of job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JobKind {
+    /// A virtual volume is filled until it is real.
+    Hydrate,
+    /// A frozen layer is folded into its only child.
+    Merge,
+    /// Slabs that nobody uses any more are freed.
+    Reclaim,
+}
+
+impl JobKind {
+    /// The word that stands for it in messages, and begins ids.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Hydrate => "hydrate",
+            Self::Merge => "merge",
+            Self::Reclaim => "reclaim",
+        }
+    }
+}
+
+/// How far a piece of work is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    /// Present name of the volume that it is about.
+    pub(crate) volume: Option<String>,
+    /// Bytes done.
+    pub(crate) current_bytes: u64,
+    /// Bytes to do, those done included; may change as guests write.
+    pub(crate) total_bytes: u64,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// So many bytes were moved; there may be more.
+    Moved(u64),
+    /// Something must happen elsewhere first.
+    Blocked(Wait),
+    /// All is done.
+    Complete,
+    /// The work has become void: its volume was deleted, refreshed or restored.
+    Void,
+    /// It failed, for this reason, and can be tried again.
+    Failed(String),
+}
+
+/// What a step waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Space in the container.
+    Space,
+    /// Others' work, which takes a moment.
+    Others,
+}
+
+/// What must outlive the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Settings {
+    /// Whether the job was told to pause.
+    pub(crate) paused: bool,
+    /// Most bytes a second; 0 for no limit.
+    pub(crate) speed: u64,
+}
+
+/// Work in steps.
+pub(crate) trait Work: Send + Sync {
+    /// What kind it is.
+    fn kind(&self) -> JobKind;
+    /// How far it is; `None` if it has become void or was completed.
+    fn look(&self) -> Option<Progress>;
+    /// Moves about `budget_bytes` at most; blocks for its I/O.
+    fn step(&self, budget_bytes: u64) -> Step;
+    /// Makes the settings durable. Error: the text for who gave the order.
+    fn keep(&self, settings: Settings) -> Result<(), String>;
+    /// Gives the work up, durably; what it has moved may be given up too. Error: the text for who gave the order.
+    fn cancel(&self) -> Result<(), String>;
+}
