@@ -88,6 +88,10 @@ fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
         ("delete", words(&["ci-1"])),
         ("snapshot", words(&["golden", "ci-2"])),
         ("refresh", words(&["ci-1", "--source", "golden"])),
+        ("hydrate", words(&["ci-1"])),
+        ("job list", words(&[])),
+        ("job wait", words(&[])),
+        ("job pause", words(&["hydrate-1"])),
         ("restore", words(&["golden", "--from", "ci-1"])),
         ("import", words(&["new", text(&image)])),
         ("export", words(&["golden", text(&target)])),
@@ -518,6 +522,48 @@ fn a_history_goes_on_beside_a_copy_in_use() {
     assert_eq!(rotated["deleted"].as_array().unwrap().len(), 2);
     pitstop.run("info", &[&third]);
     pitstop.run("info", &["ci-1"]);
+    pitstop.assert_clean();
+}
+
+// req: R8, R12, R15, R18
+#[test]
+fn a_copy_becomes_real_by_a_daemons_job_or_by_the_command_itself() {
+    let scratch = Scratch::new("cli-hydrate");
+    let pitstop = small_container(&scratch);
+    pitstop.run("snapshot", &["golden", "ci-2"]);
+    let state = |name: &str| pitstop.json("list", &[name])[0]["state"].as_str().unwrap().to_owned();
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    let job = pitstop.json("hydrate", &["ci-1", "--speed", "64K"])["job"].clone();
+    assert_eq!((&job["type"], &job["status"]), (&"hydrate".into(), &"running".into()));
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(state("ci-1"), "hydrating");
+    for text in [pitstop.run::<&str>("list", &[]), pitstop.run("info", &["ci-1"]), pitstop.run::<&str>("tree", &[])] {
+        assert!(text.contains("hydrating ") && text.contains(" %"), "{text}");
+    }
+    pitstop.run("job pause", &[id]);
+    let table = pitstop.run::<&str>("job list", &[]);
+    assert!(table.contains(id) && table.contains("paused") && table.contains("64 KiB/s"), "{table}");
+    assert_says(&pitstop.fails::<&str>("job wait", &[]), &["is paused", "pitstop job resume"]);
+    daemon.stop();
+    // The same orders, and the same answers, on the closed container.
+    assert_says(&pitstop.fails("job wait", &[id]), &["is paused", "pitstop job resume"]);
+    pitstop.run("job set-speed", &[id, "--speed", "0"]);
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    let again = &pitstop.json("job list", &[id])[0];
+    assert_eq!((&again["status"], &again["x-pitstop-speed"]), (&"paused".into(), &0.into()));
+    pitstop.run("job resume", &[id]);
+    // It may have ended by now.
+    drop(pitstop.run::<&str>("job wait", &[]));
+    assert_eq!((state("ci-1"), state("ci-2")), ("real".to_owned(), "virtual".to_owned()));
+    pitstop.run("delete", &["golden"]);
+    assert_eq!(pitstop.run("refresh", &["ci-2", "--source", "ci-1", "--hydrate", "--wait"]), "ci-2: real\n");
+    daemon.stop();
+    for name in ["ci-1", "ci-2"] {
+        let target = scratch.file("hydrated.raw");
+        pitstop.run("export", &[name, text(&target), "--force"]);
+        assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
+    }
     pitstop.assert_clean();
 }
 

@@ -204,6 +204,53 @@ pub(crate) enum Error {
         /// Why it was not.
         source: Box<Error>,
     },
+    /// No job of that id.
+    #[error("no job '{}'; it may have ended, `pitstop job list` shows the jobs", printable(.id))]
+    NoSuchJob {
+        /// The id asked for.
+        id: String,
+    },
+    /// An order, and no job for it.
+    #[error("there is no job; `pitstop hydrate` begins one")]
+    NoJob,
+    /// An order that does not say for which of several jobs.
+    #[error("there are several jobs: name one of {}", printable(&.ids.join(", ")))]
+    WhichJob {
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// A job that does nothing is not waited for.
+    #[error(
+        "job {} is paused{}; let it go on with `pitstop job resume`, then wait again",
+        printable(.id),
+        .reason.as_deref().map(|reason| format!(": {}", printable(reason))).unwrap_or_default()
+    )]
+    JobPaused {
+        /// The job.
+        id: String,
+        /// The error that paused it, if one did.
+        reason: Option<String>,
+    },
+    /// A job has ended before its work was done.
+    #[error(
+        "job {} has ended, but {} is not real: the job was cancelled, or the volume was refreshed, restored or deleted",
+        printable(.id),
+        printable(.volume)
+    )]
+    JobGivenUp {
+        /// The job.
+        id: String,
+        /// Its volume.
+        volume: String,
+    },
+    /// A refresh was done, but what should follow was not.
+    #[error("{} has been refreshed, but is not being hydrated: {source}", printable(.volume))]
+    NotHydrated {
+        /// The volume.
+        volume: String,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// A container is repaired only while nobody uses it.
     #[error(
         "{} is held by {holder} and cannot be repaired while that runs; stop it first (SIGTERM), then run this again",

@@ -9,6 +9,7 @@ mod copy;
 mod error;
 mod image;
 mod interrupt;
+mod jobs;
 mod maps;
 mod progress;
 mod qmp;
@@ -27,11 +28,13 @@ use pitstop_format::NewCopy;
 
 use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
+use crate::jobs::JobOrder;
 use crate::render::Output;
 use crate::session::Connected;
 use crate::verbs::check::{Repair, Task};
 use crate::verbs::compare::Other;
 use crate::verbs::export::Export;
+use crate::verbs::hydrate::{How, Wait};
 use crate::verbs::import::Import;
 use crate::verbs::rotate::History;
 
@@ -231,13 +234,26 @@ enum Verb {
     /// Replace a volume's contents by a point-in-time copy of another, at once
     ///
     /// Nothing is copied. Copies made of the volume before keep its old contents. Guests that use the source go on.
-    #[command(after_help = "Example:\n  pitstop refresh disks.pit ci-1 --source golden")]
+    ///
+    /// With --hydrate, all of it is copied afterwards, in the background, so that the volume is real: see `hydrate`.
+    #[command(after_help = "Examples:\n  \
+        pitstop refresh disks.pit ci-1 --source golden\n  \
+        pitstop refresh disks.pit ci-1 --source golden --hydrate --speed 200M")]
     Refresh {
         #[command(flatten)]
         volume: VolumeArgs,
         /// The volume to copy
         #[arg(long, value_name = "VOLUME")]
         source: String,
+        /// Then make the volume real
+        #[arg(long)]
+        hydrate: bool,
+        /// Hydrate at so many bytes a second at most: a number, or one with K, M, G or T; 0 for no limit
+        #[arg(long, value_name = "SPEED", requires = "hydrate", value_parser = size::parse)]
+        speed: Option<u64>,
+        /// Wait until the volume is real
+        #[arg(long, requires = "hydrate")]
+        wait: bool,
         /// Refresh even if a guest is connected to the volume
         ///
         /// The guest's disk changes under its file system, which it will take for damage: power it off first.
@@ -267,6 +283,35 @@ enum Verb {
         force: bool,
         #[command(flatten)]
         show: Show,
+    },
+    /// Make a virtual volume real: copy what it still reads from other volumes
+    ///
+    /// Afterwards the volume needs nobody else's data: what it was copied from can be deleted, and its space given back. It
+    /// can be read and written all the time, and so can every other volume; copies made of it stay as they are.
+    ///
+    /// A daemon does it as a job in the background, leaving guests the most of the storage; a job outlives the daemon and
+    /// goes on with the next one. A container that nobody holds is worked at by this command until the volume is real; when
+    /// it is interrupted, even by SIGKILL, what has been copied stays, and the same command goes on from there.
+    #[command(after_help = "Examples:\n  \
+        pitstop hydrate disks.pit ci-1 --wait\n  \
+        pitstop hydrate disks.pit ci-1 --speed 200M\n  \
+        pitstop job list disks.pit")]
+    Hydrate {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// Copy so many bytes a second at most: a number, or one with K, M, G or T; 0 for no limit
+        #[arg(long, value_name = "SPEED", value_parser = size::parse)]
+        speed: Option<u64>,
+        /// Wait until the volume is real
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// List background jobs, wait for them, pause, resume, cancel or limit them
+    Job {
+        #[command(subcommand)]
+        verb: JobVerb,
     },
     /// Check the structure of a container, and repair it
     ///
@@ -307,6 +352,55 @@ enum VolumeVerb {
         #[command(flatten)]
         show: Show,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum JobVerb {
+    /// List the jobs, with what is done, and how fast
+    #[command(after_help = "Examples:\n  pitstop job list disks.pit\n  pitstop job list disks.pit --output json")]
+    List {
+        #[command(flatten)]
+        job: JobArgs,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Wait until a job has ended, or all have
+    ///
+    /// On a container that nobody holds, this command does the jobs' work. It fails if a job is paused or given up.
+    #[command(after_help = "Examples:\n  pitstop job wait disks.pit\n  pitstop job wait disks.pit hydrate-17")]
+    Wait(JobArgs),
+    /// Let a job do nothing until it is resumed, even by another daemon
+    #[command(after_help = "Example:\n  pitstop job pause disks.pit hydrate-17")]
+    Pause(JobArgs),
+    /// Let a paused job go on
+    #[command(after_help = "Example:\n  pitstop job resume disks.pit hydrate-17")]
+    Resume(JobArgs),
+    /// Give a job up
+    ///
+    /// A volume whose hydration is cancelled stays virtual and whole; what has been copied stays in it.
+    #[command(after_help = "Example:\n  pitstop job cancel disks.pit hydrate-17")]
+    Cancel(JobArgs),
+    /// Limit how many bytes a second a job moves
+    #[command(after_help = "Examples:\n  \
+        pitstop job set-speed disks.pit hydrate-17 --speed 50M\n  \
+        pitstop job set-speed disks.pit --speed 0")]
+    SetSpeed {
+        #[command(flatten)]
+        job: JobArgs,
+        /// Bytes a second at most: a number, or one with K, M, G or T; 0 for no limit
+        #[arg(long, value_name = "SPEED", value_parser = size::parse)]
+        speed: u64,
+    },
+}
+
+/// A job of a container.
+#[derive(Debug, Args)]
+struct JobArgs {
+    /// The container
+    container: PathBuf,
+    /// The job; not needed if there is only one
+    #[arg(value_name = "JOB")]
+    id: Option<String>,
 }
 
 /// A volume of a container.
@@ -407,12 +501,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Snapshot { container, group, show, .. } => {
             verbs::snapshot::run_group(&container, &group, show.output)?;
         }
-        Verb::Refresh { volume, source, force, show } => {
+        Verb::Refresh { volume, source, hydrate: true, speed, wait, force, show } => {
+            let (VolumeArgs { container, name }, connected) = (&volume, connected(force));
+            verbs::hydrate::refresh(container, name, &source, connected, how(speed, wait), show.output)?;
+        }
+        Verb::Refresh { volume, source, force, show, .. } => {
             verbs::refresh::run(&volume.container, &volume.name, &source, connected(force), show.output)?;
         }
         Verb::Restore { volume, from, force, show } => {
             verbs::restore::run(&volume.container, &volume.name, &from, connected(force), show.output)?;
         }
+        Verb::Hydrate { volume, speed, wait, show } => {
+            verbs::hydrate::run(&volume.container, &volume.name, how(speed, wait), show.output)?;
+        }
+        Verb::Job { verb } => job(verb)?,
         Verb::Check { container, repair, repair_log, undo, show } => {
             let task = match (repair, undo) {
                 (Some(what), _) => Task::Repair { what, log: repair_log },
@@ -423,6 +525,22 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn job(verb: JobVerb) -> Result<()> {
+    let order = |job: &JobArgs, order| verbs::job::order(&job.container, job.id.as_deref(), order);
+    match verb {
+        JobVerb::List { job, show } => verbs::job::list(&job.container, job.id.as_deref(), show.output),
+        JobVerb::Wait(job) => verbs::job::wait(&job.container, job.id.as_deref()),
+        JobVerb::Pause(job) => order(&job, JobOrder::Pause),
+        JobVerb::Resume(job) => order(&job, JobOrder::Resume),
+        JobVerb::Cancel(job) => order(&job, JobOrder::Cancel),
+        JobVerb::SetSpeed { job, speed } => order(&job, JobOrder::SetSpeed(speed)),
+    }
+}
+
+fn how(speed: Option<u64>, wait: bool) -> How {
+    How { speed, wait: if wait { Wait::Yes } else { Wait::No } }
 }
 
 fn connected(force: bool) -> Connected {

@@ -23,6 +23,12 @@ impl Progress {
         Self(bar)
     }
 
+    /// So many bytes of so many are done.
+    pub(crate) fn is_at(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
     /// `offset` has been reached.
     pub(crate) fn at(&self, offset: u64) {
         self.0.set_position(offset);

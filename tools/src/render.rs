@@ -10,9 +10,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::jobs::{JobView, percent};
 use crate::maps::{DiffTotals, MapTotals};
 use crate::size::human;
-use crate::view::{CheckView, ContainerView, LayerView, OriginView, SeverityView, StateView, Verdict, VolumeView};
+use crate::view::{
+    CheckView, ContainerView, HydrationView, LayerView, OriginView, SeverityView, StateView, Verdict, VolumeView,
+};
 
 /// For whom a result is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -71,7 +74,7 @@ pub(crate) fn volume_table(volumes: &[VolumeView]) -> String {
             None => ("-".to_owned(), "-".to_owned()),
         };
         let (size, own) = (human(volume.size_bytes), human(volume.allocated_bytes));
-        rows.push([printable(&volume.name), size, own, state(volume.state).to_owned(), source, as_of]);
+        rows.push([printable(&volume.name), size, own, state(volume), source, as_of]);
     }
     table(&rows, &[1, 2])
 }
@@ -130,7 +133,7 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
         lines.push(("as of", instant(origin.instant_unix_ns)));
     }
     lines.extend([
-        ("state", state(volume.state).to_owned()),
+        ("state", state(volume)),
         ("valid", format!("{}, {} %", exact(map.counts.valid_bytes), map.valid_percent)),
         ("others'", exact(map.counts.others_bytes)),
         ("modified", exact(map.counts.modified_bytes)),
@@ -154,6 +157,36 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
         }
         text.push('\n');
         text.push_str(&table(&rows, &[0, 2, 4]));
+    }
+    text
+}
+
+/// The table of `pitstop job list`.
+pub(crate) fn job_table(jobs: &[JobView]) -> String {
+    if jobs.is_empty() {
+        return "no jobs\n".to_owned();
+    }
+    let mut rows = vec![["JOB", "TYPE", "VOLUME", "STATE", "DONE", "OF", "RATE", "LIMIT"].map(str::to_owned)];
+    let per_second = |bytes: u64| if bytes == 0 { "-".to_owned() } else { format!("{}/s", human(bytes)) };
+    for job in jobs {
+        let state = if job.waits_for_space { "waits for space" } else { &job.status };
+        let volume = job.volume.as_deref().map_or_else(|| "-".to_owned(), printable);
+        rows.push([
+            printable(&job.id),
+            printable(&job.kind),
+            volume,
+            printable(state),
+            format!("{} %", percent(job.current_progress, job.total_progress)),
+            human(job.total_progress),
+            per_second(job.rate),
+            per_second(job.speed),
+        ]);
+    }
+    let mut text = table(&rows, &[4, 5, 6, 7]);
+    for job in jobs {
+        if let Some(error) = &job.error {
+            text.push_str(&format!("{}: {}\n", printable(&job.id), printable(error)));
+        }
     }
     text
 }
@@ -254,12 +287,15 @@ fn counts_text(corruptions: u64, leaks: u64) -> String {
     format!("{}, {}", counted(corruptions, "corruption"), counted(leaks, "leak"))
 }
 
-/// How a state is called.
-pub(crate) const fn state(state: StateView) -> &'static str {
-    match state {
-        StateView::Virtual => "virtual",
-        StateView::Hydrating => "hydrating",
-        StateView::Real => "real",
+/// How a volume's state is called.
+pub(crate) fn state(volume: &VolumeView) -> String {
+    match (volume.state, &volume.hydration) {
+        (StateView::Virtual, _) => "virtual".to_owned(),
+        (StateView::Hydrating, None) => "hydrating".to_owned(),
+        (StateView::Hydrating, Some(HydrationView { copied_bytes, total_bytes, .. })) => {
+            format!("hydrating {} %", percent(*copied_bytes, *total_bytes))
+        }
+        (StateView::Real, _) => "real".to_owned(),
     }
 }
 

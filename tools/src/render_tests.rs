@@ -11,6 +11,7 @@ pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> V
         size_bytes: 20 << 30,
         created_unix_ns: 1_700_000_000_123_456_789,
         state: if origin.is_some() { StateView::Virtual } else { StateView::Real },
+        hydration: None,
         origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
             volume,
             name: name.to_owned(),
@@ -171,4 +172,48 @@ fn a_terminal_is_not_taken_over_by_names() {
     assert_eq!(printable("gold\x1b]0;x\x07en\n"), "gold\\u{1b}]0;x\\u{7}en\\n");
     assert_eq!(printable("a\u{202e}b\u{9b}c"), "a\\u{202e}b\\u{9b}c");
     assert_eq!(printable("größe 大 é"), "größe 大 é");
+}
+
+#[test]
+fn jobs_are_a_table_with_percent_and_rate() {
+    let job = |id: &str, kind: &str, volume: Option<&str>| JobView {
+        id: id.to_owned(),
+        kind: kind.to_owned(),
+        status: "running".to_owned(),
+        current_progress: 3 << 30,
+        total_progress: 20 << 30,
+        error: None,
+        volume: volume.map(str::to_owned),
+        speed: 0,
+        rate: 0,
+        waits_for_space: false,
+    };
+    let jobs = [
+        JobView { rate: 118 << 20, speed: 200 << 20, ..job("hydrate-17", "hydrate", Some("ci-1")) },
+        JobView {
+            status: "paused".to_owned(),
+            error: Some("cannot read\u{1b}".to_owned()),
+            ..job("hydrate-18", "hydrate", Some("ci-2"))
+        },
+        JobView { waits_for_space: true, ..job("hydrate-19", "hydrate", Some("ci-3")) },
+        job("merge-5", "merge", None),
+    ];
+    assert_eq!(
+        job_table(&jobs),
+        "JOB         TYPE     VOLUME  STATE            DONE      OF       RATE      LIMIT\n\
+         hydrate-17  hydrate  ci-1    running          15 %  20 GiB  118 MiB/s  200 MiB/s\n\
+         hydrate-18  hydrate  ci-2    paused           15 %  20 GiB          -          -\n\
+         hydrate-19  hydrate  ci-3    waits for space  15 %  20 GiB          -          -\n\
+         merge-5     merge    -       running          15 %  20 GiB          -          -\n\
+         hydrate-18: cannot read\\u{1b}\n"
+    );
+    assert_eq!(job_table(&[]), "no jobs\n");
+}
+
+#[test]
+fn a_volume_that_is_hydrated_shows_how_far() {
+    let hydration = Some(HydrationView { layer: 7, copied_bytes: 999, total_bytes: 1000 });
+    let volume = VolumeView { state: StateView::Hydrating, hydration, ..volume(1, "ci", None) };
+    assert_eq!(state(&volume), "hydrating 99 %");
+    assert!(volume_table(&[volume]).contains("  hydrating 99 %  "));
 }

@@ -66,6 +66,18 @@ pub(crate) enum StateView {
     Real,
 }
 
+/// How far a volume has been hydrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct HydrationView {
+    /// The copy layer; the job is named after it.
+    pub(crate) layer: u64,
+    /// Bytes that have been looked at.
+    pub(crate) copied_bytes: u64,
+    /// Bytes to look at.
+    pub(crate) total_bytes: u64,
+}
+
 /// What a volume was made from, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -88,6 +100,8 @@ pub(crate) struct VolumeView {
     pub(crate) created_unix_ns: i64,
     pub(crate) origin: Option<OriginView>,
     pub(crate) state: StateView,
+    /// How far it has been hydrated, while it is.
+    pub(crate) hydration: Option<HydrationView>,
     /// Bytes of the file that layers of its own occupy.
     pub(crate) allocated_bytes: u64,
     /// The layer that takes its writes.

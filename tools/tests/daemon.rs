@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::Pit;
-use pitstop_format::{Container, FileDisk, Holder, Listing, NewCopy, OpenMode, VolumeInfo};
+use pitstop_format::{Container, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeInfo};
 use serde_json::{Value, json};
 
 /// Holds the container of a [`Pit`] and answers on a socket.
@@ -123,8 +123,83 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         "x-pitstop-refresh" => {
             json!({ "volume": container.refresh(text("name"), text("source")).map_err(failed)?, "elapsed-us": 7 })
         }
+        "x-pitstop-volume-hydrate" => {
+            let begun = container.hydrate(text("name")).map_err(failed)?;
+            if begun.is_some() {
+                container.set_hydration(text("name"), false, arguments["speed"].as_u64().unwrap()).map_err(failed)?;
+            }
+            json!({ "job": begun.map(|_| jobs(container).remove(0)) })
+        }
+        "query-jobs" => {
+            // Each question finds the jobs a little further.
+            for hydration in container.hydrations().iter().filter(|hydration| !hydration.paused) {
+                container.hydrate_step(hydration.layer, 256 << 10).map_err(failed)?;
+                container.maintain().map_err(failed)?;
+            }
+            json!(jobs(container))
+        }
+        "job-pause" | "job-resume" => {
+            let hydration = container.hydrations().remove(0);
+            container.set_hydration(&hydration.volume, command == "job-pause", hydration.speed).map_err(failed)?;
+            json!({})
+        }
+        "x-pitstop-job-set-speed" => {
+            let hydration = container.hydrations().remove(0);
+            let speed = arguments["speed"].as_u64().unwrap();
+            container.set_hydration(&hydration.volume, hydration.paused, speed).map_err(failed)?;
+            json!({})
+        }
+        "job-cancel" => {
+            let hydration = container.hydrations().remove(0);
+            assert_eq!(arguments["id"], json!(format!("hydrate-{}", hydration.layer)));
+            container.cancel_hydration(&hydration.volume).map_err(failed)?;
+            json!({})
+        }
         _ => return Err(("CommandNotFound", format!("The command {command} has not been found"))),
     })
+}
+
+fn jobs(container: &Container) -> Vec<Value> {
+    let job = |hydration: &Hydration| {
+        json!({
+            "id": format!("hydrate-{}", hydration.layer), "type": "hydrate",
+            "status": if hydration.paused { "paused" } else { "running" },
+            "current-progress": hydration.copied_bytes, "total-progress": hydration.total_bytes,
+            "x-pitstop-volume": hydration.volume, "x-pitstop-speed": hydration.speed, "x-pitstop-rate": 5 << 20,
+            "x-pitstop-waits-for-space": false,
+        })
+    };
+    container.hydrations().iter().map(job).collect()
+}
+
+// req: R18
+#[test]
+fn jobs_are_the_daemons() {
+    let pit = Pit::new();
+    std::fs::write(pit.path("golden.raw"), common::noise(8 << 20, 1)).unwrap();
+    pit.ok(&["import", "disks.pit", "golden", "golden.raw"]);
+    pit.ok(&["snapshot", "disks.pit", "golden", "ci"]);
+    let daemon = Daemon::start(&pit);
+    assert_eq!(pit.ok(&["hydrate", "disks.pit", "golden"]), "golden: real\n");
+    let line = pit.ok(&["hydrate", "disks.pit", "ci", "--speed", "5M"]);
+    let id = pit.json(&["job", "list", "disks.pit"])[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(line, format!("ci: hydrating 0 %, job {id}\n"));
+    let table = pit.ok(&["job", "list", "disks.pit"]);
+    assert!(table.contains("running") && table.contains("5 MiB/s") && !table.contains("nobody works"), "{table}");
+    pit.ok(&["job", "pause", "disks.pit"]);
+    assert!(pit.fails(&["job", "wait", "disks.pit", &id]).contains("is paused"));
+    pit.ok(&["job", "set-speed", "disks.pit", &id, "--speed", "1G"]);
+    // What was begun before goes on, with the speed that is said now, or the one of before.
+    let hydrated = pit.json(&["hydrate", "disks.pit", "ci"]);
+    assert_eq!((&hydrated["job"]["id"], &hydrated["job"]["status"]), (&json!(id), &json!("running")));
+    assert_eq!(hydrated["job"]["x-pitstop-speed"], 1 << 30);
+    assert_eq!(hydrated["volume"]["hydration"]["total-bytes"], 8 << 20);
+    pit.ok(&["job", "cancel", "disks.pit", &id]);
+    assert!(pit.fails(&["job", "pause", "disks.pit"]).contains("there is no job"));
+    assert_eq!(pit.ok(&["refresh", "disks.pit", "ci", "--source", "golden", "--hydrate", "--wait"]), "ci: real\n");
+    drop(daemon);
+    pit.ok(&["delete", "disks.pit", "golden"]);
+    pit.ok(&["compare", "disks.pit", "ci", "--file", "golden.raw"]);
 }
 
 #[test]

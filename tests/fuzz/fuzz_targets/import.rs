@@ -13,6 +13,7 @@ modules! {
     "../../../tools/src/copy.rs" copy;
     "../../../tools/src/error.rs" error;
     "../../../tools/src/image/mod.rs" image;
+    "../../../tools/src/jobs.rs" jobs;
     "../../../tools/src/maps.rs" maps;
     "../../../tools/src/render.rs" render;
     "../../../tools/src/size.rs" size;

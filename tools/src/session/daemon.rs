@@ -4,6 +4,7 @@
 //! daemon's own words. Does not: speak the protocol itself (see [`crate::qmp`]), or move volume data.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use pitstop_format::{Holder, NewCopy};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Connected, STEP_RANGES, Session, Want, name_of};
 use crate::error::{Error, HolderName, Result};
+use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
 use crate::qmp::{Qmp, QmpError};
 use crate::view::{self, CheckView, ContainerView, LayerView, VolumeView};
@@ -21,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a command: the daemon may be committing for busy guests.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How often a job that is waited for is looked at.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// Longest time for a check, which reads all metadata while guests go on.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
@@ -154,6 +158,31 @@ impl Session for Daemon {
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
         let only = want == Want::Counts;
         self.ask("x-pitstop-diff", json!({ "a": a, "b": b, "start": start, "limit": STEP_RANGES, "counts-only": only }))
+    }
+
+    fn jobs(&mut self) -> Result<Vec<JobView>> {
+        self.ask("query-jobs", Value::Null)
+    }
+
+    fn order_job(&mut self, id: &str, order: JobOrder) -> Result<()> {
+        let (command, arguments) = match order {
+            JobOrder::Pause => ("job-pause", json!({ "id": id })),
+            JobOrder::Resume => ("job-resume", json!({ "id": id })),
+            JobOrder::Cancel => ("job-cancel", json!({ "id": id })),
+            JobOrder::SetSpeed(speed) => ("x-pitstop-job-set-speed", json!({ "id": id, "speed": speed })),
+        };
+        self.tell(command, arguments).map(drop)
+    }
+
+    fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
+        let command = "x-pitstop-volume-hydrate";
+        let mut answer = self.tell(command, json!({ "name": name, "speed": speed }))?;
+        self.understand(command, answer.get_mut("job").map(Value::take).unwrap_or_default())
+    }
+
+    fn advance(&mut self, _id: &str) -> Result<()> {
+        thread::sleep(LOOK_PERIOD);
+        Ok(())
     }
 
     fn holder(&self) -> Option<&Holder> {

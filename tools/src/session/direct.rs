@@ -11,8 +11,10 @@ use pitstop_format::{Container, FileDisk, Holder, Listing, Maintained, NewCopy};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::work::{self, Worker};
 use super::{Access, Connected, STEP_RANGES, Session, Want, mode_of};
 use crate::error::{Error, Result};
+use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
 use crate::view::{self, ContainerView, LayerView, VolumeView};
 
@@ -28,6 +30,7 @@ pub(crate) struct Direct {
     path: PathBuf,
     access: Access,
     container: Container,
+    worker: Worker,
 }
 
 impl Direct {
@@ -40,7 +43,7 @@ impl Direct {
             drop(disk.announce(&holder));
         }
         let container = Container::open(disk, mode_of(access)).map_err(Error::container(path))?;
-        Ok(Self { path: path.to_owned(), access, container })
+        Ok(Self { path: path.to_owned(), access, container, worker: Worker::default() })
     }
 
     /// The container, for verbs that move data.
@@ -113,6 +116,29 @@ impl Session for Direct {
 
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
         view(&self.container.diff(a, b, start, listing(want)).map_err(self.failed())?)
+    }
+
+    fn jobs(&mut self) -> Result<Vec<JobView>> {
+        Ok(work::jobs(&self.container))
+    }
+
+    fn order_job(&mut self, id: &str, order: JobOrder) -> Result<()> {
+        match work::order(&self.container, id, order) {
+            Some(result) => result.map_err(self.failed()),
+            None => Err(Error::NoSuchJob { id: id.to_owned() }),
+        }
+    }
+
+    fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
+        if self.container.hydrate(name).map_err(self.failed())?.is_none() {
+            return Ok(None);
+        }
+        self.container.set_hydration(name, false, speed).map_err(self.failed())?;
+        Ok(work::jobs(&self.container).into_iter().find(|job| job.volume.as_deref() == Some(name)))
+    }
+
+    fn advance(&mut self, id: &str) -> Result<()> {
+        self.worker.advance(&self.container, id).map_err(Error::container(&self.path))
     }
 
     fn holder(&self) -> Option<&Holder> {

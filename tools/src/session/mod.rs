@@ -6,6 +6,7 @@
 
 mod daemon;
 mod direct;
+mod work;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use pitstop_format::{FileDisk, Holder, NewCopy, OpenMode, check, holder_of};
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
 use crate::error::{Error, HolderName, Result};
+use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
 use crate::view::{CheckView, ContainerView, LayerView, VolumeView};
 
@@ -79,6 +81,14 @@ pub(crate) trait Session {
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView>;
     /// A step of the difference of two volumes, from byte `start` on.
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView>;
+    /// Jobs that are not over, or wait to be dismissed, the oldest first.
+    fn jobs(&mut self) -> Result<Vec<JobView>>;
+    /// Gives an order to job `id`.
+    fn order_job(&mut self, id: &str, order: JobOrder) -> Result<()>;
+    /// Begins to make volume `name` real, at `speed` bytes a second at most (0: no limit); nothing if it is real already.
+    fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>>;
+    /// Lets job `id` get on for a moment; a container opened here is worked at meanwhile.
+    fn advance(&mut self, id: &str) -> Result<()>;
     /// Who serves the container, when it is not this program.
     fn holder(&self) -> Option<&Holder>;
     /// Ends the session; a container opened here is brought to rest.

@@ -114,7 +114,7 @@ fn draw_copies(copies: &[Node], indent: &str, lines: &mut Vec<(String, String)>)
 
 fn facts(volume: &VolumeView) -> String {
     let (size, own) = (human(volume.size_bytes), human(volume.allocated_bytes));
-    let facts = format!("{size}, {own} own, {}", render::state(volume.state));
+    let facts = format!("{size}, {own} own, {}", render::state(volume));
     match &volume.origin {
         Some(origin) => {
             format!("{facts}, copy of {} as of {}", printable(&origin.name), render::instant(origin.instant_unix_ns))

@@ -1,0 +1,134 @@
+//! `pitstop job`: background work: list it, wait for it, order it about.
+//!
+//! Invariant: an order goes to the job that was named, or to the only one that takes orders. Waiting ends when the job does;
+//! on a closed container, this program does the job's work meanwhile. Does not: begin jobs (see [`super::hydrate`]).
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::jobs::{JobOrder, JobView};
+use crate::progress::Progress;
+use crate::render::{self, Output, printable};
+use crate::session::{self, Access, Session};
+use crate::view::StateView;
+
+/// Lists the jobs of the container `path`, or only `id`.
+pub(crate) fn list(path: &Path, id: Option<&str>, output: Output) -> Result<()> {
+    let (jobs, is_served) = session::with(path, Access::Read, |session| {
+        let mut jobs = session.jobs()?;
+        if let Some(id) = id {
+            jobs.retain(|job| job.id == id);
+            if jobs.is_empty() {
+                return Err(Error::NoSuchJob { id: id.to_owned() });
+            }
+        }
+        Ok((jobs, session.holder().is_some()))
+    })?;
+    render::show(output, &jobs, |jobs| {
+        let mut text = render::job_table(jobs);
+        if !jobs.is_empty() && !is_served {
+            text.push_str("nobody works at them: a daemon on the container does, or `pitstop job wait`\n");
+        }
+        text
+    })
+}
+
+/// Gives an order to the job `id` of the container `path`, or to the only one.
+pub(crate) fn order(path: &Path, id: Option<&str>, order: JobOrder) -> Result<()> {
+    session::with(path, Access::Change, |session| {
+        let job = chosen(session, id)?;
+        session.order_job(&job.id, order)
+    })
+}
+
+/// Waits for the end of job `id` of the container `path`, or of all jobs that take orders, one after the other.
+pub(crate) fn wait(path: &Path, id: Option<&str>) -> Result<()> {
+    let stop = interrupt::stop_flag().map_err(Error::Signals)?;
+    let done = session::with(path, Access::Change, |session| match id {
+        Some(_) => {
+            let job = chosen(session, id)?;
+            Ok(vec![until_end(session, &job, &stop)?])
+        }
+        None => {
+            let jobs: Vec<JobView> = session.jobs()?.into_iter().filter(|job| !job.is_upkeep()).collect();
+            jobs.iter().map(|job| until_end(session, job, &stop)).collect()
+        }
+    })?;
+    render::print(&done.concat())
+}
+
+/// The job `id`, or the only one that takes orders.
+fn chosen(session: &mut dyn Session, id: Option<&str>) -> Result<JobView> {
+    let mut jobs = session.jobs()?;
+    match id {
+        Some(id) => jobs.into_iter().find(|job| job.id == id).ok_or_else(|| Error::NoSuchJob { id: id.to_owned() }),
+        None => {
+            jobs.retain(|job| !job.is_upkeep());
+            match (jobs.pop(), jobs.len()) {
+                (None, _) => Err(Error::NoJob),
+                (Some(only), 0) => Ok(only),
+                (Some(last), _) => {
+                    let ids = jobs.into_iter().map(|job| job.id).chain([last.id]).collect();
+                    Err(Error::WhichJob { ids })
+                }
+            }
+        }
+    }
+}
+
+/// Shows a job's progress until it has ended, and says what came of it.
+///
+/// # Errors
+/// [`Error::JobPaused`] if it is or becomes paused, [`Error::JobGivenUp`] if it ended before its work was done,
+/// [`Error::Interrupted`].
+pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicBool) -> Result<String> {
+    let about = job
+        .volume
+        .as_deref()
+        .map_or_else(|| printable(&job.id), |volume| format!("{} {}", job.kind, printable(volume)));
+    let progress = Progress::start(about, job.total_progress);
+    let mut last = job.clone();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted {
+                undone: match session.holder() {
+                    Some(_) => "the job goes on in the daemon",
+                    None => "what has been copied stays: `pitstop job wait`, or a daemon, goes on from there",
+                },
+            });
+        }
+        let Some(now) = session.jobs()?.into_iter().find(|other| other.id == job.id) else {
+            return ended(session, &last);
+        };
+        if now.is_over() {
+            return match &now.error {
+                None => ended(session, &now),
+                Some(_) => Err(given_up(&now)),
+            };
+        }
+        if now.is_paused() {
+            return Err(Error::JobPaused { id: now.id, reason: now.error });
+        }
+        progress.is_at(now.current_progress, now.total_progress);
+        last = now;
+        session.advance(&job.id)?;
+    }
+}
+
+/// What came of a job that is not there any more.
+fn ended(session: &mut dyn Session, job: &JobView) -> Result<String> {
+    match (&job.volume, job.kind.as_str()) {
+        (Some(volume), "hydrate") => match session.volume(volume) {
+            Ok(found) if found.state == StateView::Real => Ok(format!("{}: real\n", printable(volume))),
+            Ok(_) | Err(Error::NoSuchVolume { .. }) => Err(given_up(job)),
+            Err(error) => Err(error),
+        },
+        _ => Ok(format!("{}: done\n", printable(&job.id))),
+    }
+}
+
+fn given_up(job: &JobView) -> Error {
+    Error::JobGivenUp { id: job.id.clone(), volume: job.volume.clone().unwrap_or_default() }
+}
