@@ -23,7 +23,7 @@ use crate::works::{Area, Backend, Pattern, Shape, WORKS, Work};
 use crate::{machine, operations, scale, wear};
 
 /// Bytes of a volume on disk and in memory; and both with `--quick`.
-const VOLUME_LEN: [u64; 2] = [4 << 30, 1 << 30];
+const VOLUME_LEN: [u64; 2] = [2 << 30, 1 << 30];
 const QUICK_VOLUME_LEN: u64 = 256 << 20;
 /// A run that ends by its number of requests ends after this at the latest.
 const LONGEST: f64 = 20.0;
