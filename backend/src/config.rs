@@ -76,6 +76,8 @@ pub(crate) struct ExportConfig {
     pub(crate) num_queues: u16,
     /// What becomes of a request for which there is no space.
     pub(crate) on_enospc: OnNoSpace,
+    /// Name of the volume from which this one is refreshed whenever a front end connects.
+    pub(crate) refresh_on_connect: Option<String>,
 }
 
 /// Bytes of a table page in memory.
@@ -115,17 +117,20 @@ impl FromStr for TableCache {
     }
 }
 
+/// The keys of an export option.
+const KEYS: &str = "volume, socket, id, readonly, num-queues, on-enospc, refresh-on-connect";
+
 /// Why an export option cannot be understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// A part that is not `key=value`.
-    #[error("'{part}' in --export is not KEY=VALUE; the keys are volume, socket, id, readonly, num-queues, on-enospc")]
+    #[error("'{part}' in --export is not KEY=VALUE; the keys are {KEYS}")]
     NotKeyValue {
         /// The part.
         part: String,
     },
     /// A key that does not exist.
-    #[error("unknown key '{key}' in --export; the keys are volume, socket, id, readonly, num-queues, on-enospc")]
+    #[error("unknown key '{key}' in --export; the keys are {KEYS}")]
     UnknownKey {
         /// The key.
         key: String,
@@ -157,10 +162,11 @@ pub(crate) enum ConfigError {
 impl FromStr for ExportConfig {
     type Err = ConfigError;
 
-    /// Parses `volume=NAME,socket=PATH[,id=ID][,readonly=on|off][,num-queues=N][,on-enospc=report|stop]`; a comma in a value is doubled.
+    /// Parses `volume=NAME,socket=PATH[,id=ID][,readonly=on|off][,num-queues=N][,on-enospc=report|stop]` and
+    /// `[,refresh-on-connect=SOURCE]`; a comma in a value is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let (mut volume, mut socket, mut id, mut access, mut num_queues) = (None, None, None, None, None);
-        let mut on_enospc = None;
+        let (mut on_enospc, mut refresh_on_connect) = (None, None);
         for part in split_at_commas(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(ConfigError::NotKeyValue { part });
@@ -172,6 +178,9 @@ impl FromStr for ExportConfig {
                 "readonly" => set_once(&mut access, key, parse_readonly(value)?)?,
                 "num-queues" => set_once(&mut num_queues, key, parse_num_queues(value)?)?,
                 "on-enospc" => set_once(&mut on_enospc, key, parse_on_enospc(value)?)?,
+                "refresh-on-connect" => {
+                    set_once(&mut refresh_on_connect, key, not_empty("refresh-on-connect", value)?)?;
+                }
                 _ => return Err(ConfigError::UnknownKey { key: key.to_owned() }),
             }
         }
@@ -183,6 +192,7 @@ impl FromStr for ExportConfig {
             access: access.unwrap_or(Access::ReadWrite),
             num_queues: num_queues.unwrap_or(MAX_QUEUES),
             on_enospc: on_enospc.unwrap_or_default(),
+            refresh_on_connect,
         })
     }
 }
@@ -265,7 +275,9 @@ mod tests {
     #[test]
     fn full_export_is_understood() {
         let config: ExportConfig =
-            "volume=ci-1,socket=/run/a,,b.sock,id=x,readonly=on,num-queues=4,on-enospc=stop".parse().unwrap();
+            "volume=ci-1,socket=/run/a,,b.sock,id=x,readonly=on,num-queues=4,on-enospc=stop,refresh-on-connect=a,,b"
+                .parse()
+                .unwrap();
         assert_eq!(
             config,
             ExportConfig {
@@ -275,6 +287,7 @@ mod tests {
                 access: Access::ReadOnly,
                 num_queues: 4,
                 on_enospc: OnNoSpace::Stop,
+                refresh_on_connect: Some("a,b".into()),
             }
         );
     }
@@ -283,7 +296,7 @@ mod tests {
     fn defaults_are_volume_name_read_write_and_most_queues() {
         let config: ExportConfig = "socket=s,volume=v".parse().unwrap();
         assert_eq!((config.id.as_str(), config.access, config.num_queues), ("v", Access::ReadWrite, MAX_QUEUES));
-        assert_eq!(config.on_enospc, OnNoSpace::Report);
+        assert_eq!((config.on_enospc, config.refresh_on_connect), (OnNoSpace::Report, None));
     }
 
     #[test]
@@ -300,6 +313,8 @@ mod tests {
             ("volume=v,socket=s,num-queues=0", "from 1 to 64"),
             ("volume=v,socket=s,num-queues=65", "from 1 to 64"),
             ("volume=v,socket=s,on-enospc=wait", "use report or stop"),
+            ("volume=v,socket=s,refresh-on-connect=", "at least one character"),
+            ("volume=v,socket=s,refresh-on-connect=a,refresh-on-connect=b", "given twice"),
             ("volume=v,socket=s,size=3", "unknown key 'size'"),
         ] {
             let error = text.parse::<ExportConfig>().unwrap_err().to_string();

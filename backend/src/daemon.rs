@@ -54,6 +54,8 @@ pub(crate) struct ExportStatus {
     pub(crate) on_enospc: OnNoSpace,
     /// Requests that wait for space.
     pub(crate) starved: usize,
+    /// Name of the volume from which this one is refreshed whenever a front end connects.
+    pub(crate) refresh_on_connect: Option<String>,
 }
 
 /// What happened; sent to every subscriber.
@@ -88,6 +90,24 @@ pub(crate) enum Event {
     ExportResumed {
         /// The export's id.
         id: String,
+    },
+    /// A volume was refreshed because a front end has connected.
+    VolumeRefreshed {
+        /// Present name of the volume.
+        volume: String,
+        /// Name of the source.
+        source: String,
+    },
+    /// A front end was refused because the volume could not be refreshed.
+    RefreshFailed {
+        /// The export's id.
+        id: String,
+        /// Present name of its volume.
+        volume: String,
+        /// Name of the source.
+        source: String,
+        /// Why not.
+        reason: String,
     },
     /// The container takes no more changes.
     ContainerFailed {
@@ -151,6 +171,17 @@ pub(crate) enum DaemonError {
         volume: String,
         /// The export that serves it.
         id: String,
+    },
+    /// Who may not write may not refresh either.
+    #[error(
+        "export '{id}' is read-only and cannot refresh volume '{volume}' on connect; make it writable, or leave out \
+         refresh-on-connect"
+    )]
+    RefreshReadOnly {
+        /// The export.
+        id: String,
+        /// The volume.
+        volume: String,
     },
     /// A number of queues that cannot be.
     #[error("{found} queues are not possible; use 1 to {MAX_QUEUES}")]
@@ -327,6 +358,14 @@ impl Daemon {
             let volume = config.volume.clone();
             return Err(DaemonError::AlreadyExported { volume, id: other.config.id.clone() });
         }
+        if let Some(source) = &config.refresh_on_connect {
+            if config.access == Access::ReadOnly {
+                return Err(DaemonError::RefreshReadOnly { id: config.id.clone(), volume: config.volume.clone() });
+            }
+            if self.container().volume(source)?.id() == volume.id() {
+                return Err(pitstop_format::Error::SameVolume { name: source.clone() }.into());
+            }
+        }
         Ok(volume)
     }
 
@@ -395,6 +434,7 @@ impl Daemon {
     /// Makes `target` a copy of `source` as it is at this instant, if no guest of `target` is harmed or it is forced.
     pub(crate) fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
         let exports = lock(&self.exports); // held: no guest may be exported meanwhile
+        let _sizes = lock(self.resources.sizes());
         if let Some(served) = self.served(&exports, target)? {
             let id = served.config.id.clone();
             let target_bytes = self.container().volume(target)?.size();
@@ -498,6 +538,7 @@ impl Served {
             ending: self.ending,
             on_enospc: self.config.on_enospc,
             starved: self.export.trouble().starved(),
+            refresh_on_connect: self.config.refresh_on_connect.clone(),
         }
     }
 }

@@ -22,8 +22,9 @@ use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
 use crate::events::Events;
 use crate::jobs::Activity;
+use crate::on_connect::{NotRefreshed, RefreshOnConnect, Sizes};
 use crate::session::{Served, Session};
-use crate::socket::{MAX_PATH_LEN, SocketFile, is_listened_on, listen_at};
+use crate::socket::{MAX_PATH_LEN, SocketFile, has_bytes, is_listened_on, listen_at};
 use crate::trouble::Trouble;
 
 /// Why an export cannot be started.
@@ -80,12 +81,18 @@ pub(crate) struct Resources {
     container: Container,
     disk: Arc<DataDisk>,
     events: Arc<Events>,
+    sizes: Sizes,
 }
 
 impl Resources {
     /// `disk` must be the disk under `container`.
     pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> Result<Self, ExportError> {
-        Ok(Resources { container, disk: Arc::new(DataDisk::new(disk)?), events: Arc::default() })
+        Ok(Resources {
+            container,
+            disk: Arc::new(DataDisk::new(disk)?),
+            events: Arc::default(),
+            sizes: Sizes::default(),
+        })
     }
 
     pub(crate) fn container(&self) -> &Container {
@@ -99,6 +106,11 @@ impl Resources {
     /// Whether guests are active.
     pub(crate) fn activity(&self) -> &Arc<Activity> {
         self.disk.activity()
+    }
+
+    /// The sizes that exports of one volume have in common.
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
     }
 }
 
@@ -115,6 +127,7 @@ pub(crate) struct Export {
 struct Shared {
     volume: Volume,
     trouble: Arc<Trouble>,
+    refresh: Option<RefreshOnConnect>,
     connected: AtomicBool,
     stopping: AtomicBool,
     wake: EventFd,
@@ -140,6 +153,14 @@ impl Export {
         let shared = Arc::new(Shared {
             volume: volume.clone(),
             trouble: Arc::clone(&trouble),
+            refresh: config.refresh_on_connect.clone().map(|source| RefreshOnConnect {
+                export: config.id.clone(),
+                source,
+                volume: volume.clone(),
+                container: resources.container.clone(),
+                sizes: Arc::clone(&resources.sizes),
+                events: Arc::clone(&resources.events),
+            }),
             connected: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -351,13 +372,14 @@ fn connected(stream: UnixStream, listener: Option<&UnixListener>, served: &Serve
     shared.connected.store(true, Ordering::Release);
     drop(gate);
     log::info!("{}: front end connected", served.name);
-    let how = match serve_messages(stream, listener, served, shared) {
-        Ok(()) => "disconnected".to_owned(),
-        Err(error) => format!("disconnected: {error}"),
+    let (level, how) = match serve_messages(stream, listener, served, shared) {
+        Ok(()) => (log::Level::Info, "disconnected".to_owned()),
+        Err(error @ SessionError::NotRefreshed(_)) => (log::Level::Warn, error.to_string()),
+        Err(error) => (log::Level::Info, format!("disconnected: {error}")),
     };
     *lock(&shared.stream) = None;
     shared.connected.store(false, Ordering::Release);
-    log::info!("{}: front end {how}", served.name);
+    log::log!(level, "{}: front end {how}", served.name);
 }
 
 /// Why a session ended, unless the front end simply went.
@@ -367,6 +389,8 @@ enum SessionError {
     Message(VhostError),
     #[error("a queue has failed")]
     QueueFailed,
+    #[error(transparent)]
+    NotRefreshed(#[from] NotRefreshed),
     #[error(transparent)]
     Queue(#[from] crate::session::QueueError),
     #[error(transparent)]
@@ -386,6 +410,7 @@ fn serve_messages(
     let session = Arc::new(Mutex::new(Session::new(served.clone(), Arc::clone(&failure))?));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
     let mut waiting = listener.map(AsRawFd::as_raw_fd);
+    let mut refresh = shared.refresh.as_ref();
     let result = loop {
         if shared.stopping.load(Ordering::Acquire) {
             break Ok(());
@@ -400,6 +425,15 @@ fn serve_messages(
         }
         if !ready.message {
             continue;
+        }
+        if refresh.is_some() && !has_bytes(&fd)? {
+            break Ok(()); // it has gone without a word
+        }
+        // Before the first message is carried out, whatever it is: what it is answered may depend on the volume.
+        if let Some(refresh) = refresh.take()
+            && let Err(error) = refresh.run()
+        {
+            break Err(error.into());
         }
         match handler.handle_request() {
             Ok(()) => {}

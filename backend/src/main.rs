@@ -16,6 +16,7 @@ mod events;
 mod export;
 mod jobs;
 mod logging;
+mod on_connect;
 mod session;
 mod socket;
 mod space;
@@ -48,8 +49,11 @@ struct Cli {
     #[arg(value_name = "CONTAINER", required_unless_present = "blk_file")]
     container: Option<PathBuf>,
 
-    /// Serve a volume: volume=NAME,socket=PATH[,id=ID][,readonly=on][,num-queues=N][,on-enospc=report|stop].
-    /// With on-enospc=stop, writes that lack space wait until there is some. May be repeated.
+    /// Serve a volume: volume=NAME,socket=PATH[,id=ID][,readonly=on][,num-queues=N][,on-enospc=report|stop]
+    /// [,refresh-on-connect=SOURCE].
+    /// With on-enospc=stop, writes that lack space wait until there is some. With refresh-on-connect=SOURCE, every new
+    /// connection of a VM, one after a restart of pitstopd too, finds what volume SOURCE holds at that instant, and all that
+    /// was written before is gone: for disposable disks only. May be repeated.
     #[arg(long = "export", value_name = "EXPORT")]
     exports: Vec<ExportConfig>,
 
@@ -217,6 +221,7 @@ fn wanted_exports(cli: &Cli, container: &Container) -> Result<Vec<ExportConfig>,
             access,
             num_queues: MAX_QUEUES,
             on_enospc: OnNoSpace::Report,
+            refresh_on_connect: None,
         });
     }
     if conventions.read_only {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Longest path of a unix socket: an address holds 108 bytes, the last of which is zero.
@@ -89,6 +89,25 @@ fn bind_by_descriptor(folder: &Path, bound: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether the peer has sent something that was not read yet; false if it has gone. Waits until either is so.
+pub(crate) fn has_bytes(stream: &UnixStream) -> io::Result<bool> {
+    let mut byte = 0u8;
+    loop {
+        // SAFETY: the buffer has one byte and lives until the call returns. Descriptors that come with the message are not
+        // taken: looking leaves it, and them, where they are.
+        let len = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK) };
+        if len >= 0 {
+            return Ok(len > 0);
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::ConnectionReset => return Ok(false),
+            _ => return Err(error),
+        }
+    }
+}
+
 /// Whether somebody listens on the socket at `path`. Never waits, not even for a listener that accepts nobody.
 pub(crate) fn is_listened_on(path: &Path) -> io::Result<bool> {
     let bytes = path.as_os_str().as_bytes();
@@ -125,7 +144,7 @@ pub(crate) fn is_listened_on(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::io::{Read, Write};
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
@@ -189,6 +208,19 @@ mod tests {
         assert_eq!(path.as_os_str().len(), MAX_PATH_LEN);
         let (_listener, _file) = listen_at(&path, None).unwrap();
         UnixStream::connect(&path).unwrap();
+    }
+
+    // rule: SNP-40
+    #[test]
+    fn looking_for_bytes_leaves_them() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.write_all(b"ab").unwrap();
+        assert!(has_bytes(&other).unwrap() && has_bytes(&other).unwrap());
+        drop(one);
+        let mut bytes = [0; 2];
+        other.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"ab");
+        assert!(!has_bytes(&other).unwrap());
     }
 
     #[test]

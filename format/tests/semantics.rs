@@ -509,6 +509,29 @@ fn wrong_names_sizes_and_ranges_are_refused() {
     assert!(matches!(volume.plan_read(0..512, &mut ReadPlan::default()), Err(Error::VolumeGone { .. })));
 }
 
+// rule: SNP-40 — a handle stays with its volume, whoever gets its name.
+#[test]
+fn a_volume_is_refreshed_by_its_handle_under_any_name() {
+    let (_, container) = new_container();
+    for (name, size) in [("golden", MIB), ("v", 2 * MIB), ("w", MIB)] {
+        container.create_volume(name, size).unwrap();
+    }
+    fill(&container, "golden", 0..4096, 7);
+    let volume = container.volume("v").unwrap();
+    container.rename_volume("v", "moved").unwrap();
+    container.rename_volume("w", "v").unwrap();
+    let info = container.refresh_volume(&volume, "golden").unwrap();
+    assert_eq!((info.name.as_str(), info.size_bytes, volume.size()), ("moved", MIB, MIB));
+    assert_eq!(value(&container, "moved", 0..4096), 7);
+    assert_eq!(value(&container, "v", 0..4096), 0);
+    assert!(matches!(container.refresh_volume(&volume, "moved"), Err(Error::SameVolume { .. })));
+    assert!(matches!(container.refresh_volume(&volume, "nobody"), Err(Error::NoSuchVolume { .. })));
+    container.delete_volume("moved").unwrap();
+    container.rename_volume("v", "moved").unwrap();
+    assert!(matches!(container.refresh_volume(&volume, "golden"), Err(Error::VolumeGone { .. })));
+    assert_eq!(value(&container, "moved", 0..4096), 0);
+}
+
 #[test]
 fn reading_only_changes_nothing_even_after_a_crash() {
     let (disk, container) = new_container();

@@ -176,6 +176,7 @@ fn query_block_exports(context: &Context, args: Args) -> Result<Done, Failure> {
             "x-pitstop-num-queues": export.num_queues,
             "x-pitstop-on-enospc": export.on_enospc.word(),
             "x-pitstop-starved": export.starved,
+            "x-pitstop-refresh-on-connect": export.refresh_on_connect,
             "x-pitstop-socket": export.socket.map(|path| path.to_string_lossy().into_owned()),
         })
     });
@@ -193,6 +194,7 @@ fn block_export_add(context: &Context, mut args: Args) -> Result<Done, Failure> 
     addr.finish()?;
     let num_queues = args.optional_u16("num-queues")?.unwrap_or(MAX_QUEUES);
     let on_enospc = args.optional_choice("x-pitstop-on-enospc", &OnNoSpace::WORDS)?.unwrap_or_default();
+    let refresh_on_connect = args.optional_string("x-pitstop-refresh-on-connect")?;
     args.finish()?;
     if id.is_empty() || id.len() > EXPORT_ID_LIMIT_BYTES || id.chars().any(char::is_control) {
         return Err(Failure::generic("Invalid block export id"));
@@ -204,7 +206,8 @@ fn block_export_add(context: &Context, mut args: Args) -> Result<Done, Failure> 
         return Err(Failure::generic("num-queues must be greater than 0"));
     }
     let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
-    let config = ExportConfig { id, volume, socket: SocketSource::Path(path.into()), access, num_queues, on_enospc };
+    let socket = SocketSource::Path(path.into());
+    let config = ExportConfig { id, volume, socket, access, num_queues, on_enospc, refresh_on_connect };
     context.target.add_export(config).map_err(as_generic)?;
     Ok(nothing())
 }

@@ -210,6 +210,13 @@ impl Forwarder {
                 self.hub.broadcast("BLOCK_IO_ERROR", data);
             }
             Event::ExportResumed { id } => self.hub.broadcast("X_PITSTOP_BLOCK_EXPORT_RESUMED", json!({"id": id})),
+            Event::VolumeRefreshed { volume, source } => {
+                self.hub.broadcast("X_PITSTOP_VOLUME_REFRESHED", json!({"name": volume, "source": source}));
+            }
+            Event::RefreshFailed { id, volume, source, reason } => {
+                let data = json!({"id": id, "node-name": volume, "source": source, "reason": reason});
+                self.hub.broadcast("X_PITSTOP_REFRESH_FAILED", data);
+            }
             Event::ContainerFailed { reason } => {
                 self.hub.broadcast("X_PITSTOP_CONTAINER_FAILED", json!({"reason": reason}));
             }

@@ -4,8 +4,11 @@ use std::ops::Range;
 
 use crate::common::client::{T_FLUSH, T_IN};
 use crate::common::faulty::{Fault, Op};
+use crate::common::{PATIENCE, text};
 use pitstop_format::CreateOptions;
 use serde_json::json;
+use vhost::VhostBackend;
+use vhost::vhost_user::Frontend;
 
 use crate::scene::*;
 
@@ -140,6 +143,35 @@ fn a_failed_sync_fails_the_container_until_it_is_opened_again() {
 fn a_failed_journal_write_fails_the_container_until_it_is_opened_again() {
     let journal = Fault { range: JOURNAL, times: 1, ..Fault::every(Op::Write, libc::ENOSPC) };
     fails_the_container(journal, "journal write failed");
+}
+
+/// Nobody is shown what an earlier connection has left, even when nothing can be changed any more.
+// rule: SNP-42
+#[test]
+fn a_failed_container_refuses_connections_that_need_a_refresh() {
+    let mut scene = Scene::new();
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-volume-create", json!({"name": "ci", "size": 1 << 20}));
+    let addr = json!({"type": "unix", "path": text(&scene.place.path("ci"))});
+    let export = json!({"type": "vhost-user-blk", "id": "ci", "node-name": "ci", "writable": true, "addr": addr,
+        "x-pitstop-refresh-on-connect": "v"});
+    qmp.order("block-export-add", export);
+    let (mut v, mut ci) = (scene.guest("v"), scene.guest("ci"));
+    v.write(0, &[1; 4096]);
+    ci.write(0, &[2; 4096]);
+    drop(ci);
+    scene.fs.fail(&[Fault { times: 1, ..Fault::every(Op::Sync, libc::EIO) }]);
+    for _ in 0..2 {
+        let stream = std::os::unix::net::UnixStream::connect(scene.place.path("ci")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(Frontend::from_stream(stream, 1).get_features().is_err());
+        assert_eq!(qmp.event("X_PITSTOP_REFRESH_FAILED")["id"], "ci");
+    }
+    scene.wait_for_log("container has failed");
+    assert!(v.read(0, 4096) == [1; 4096], "others go on reading");
+    drop((v, qmp));
+    assert_eq!(scene.daemon.take().unwrap().terminate().code(), Some(1));
+    scene.check();
 }
 
 /// Metadata that does not come home leaves the journal full for ever.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layout::slot::{LayerKind, OriginRecord, VolumeRecord};
 use crate::units::VolumeId;
-use crate::volume::VolumeCore;
+use crate::volume::{Volume, VolumeCore};
 
 /// A copy to be made of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,6 +208,21 @@ impl Container {
     pub fn refresh(&self, target: &str, source: &str) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         let info = self.begin_refresh(target, source)?.finish()?;
+        self.shared.call_for_work();
+        Ok(info)
+    }
+
+    /// As [`Container::refresh`], of the volume behind a handle, whatever its name is by then.
+    ///
+    /// Errors: as there, and [`Error::VolumeGone`].
+    pub fn refresh_volume(&self, target: &Volume, source: &str) -> Result<VolumeInfo> {
+        let control = super::lock(&self.shared.control); // from here on it keeps its name
+        let name = target.name();
+        if self.shared.lock().names.get(&name) != Some(&target.id()) {
+            return Err(Error::VolumeGone { name });
+        }
+        let info = self.begin_refresh(&name, source)?.finish()?;
+        drop(control);
         self.shared.call_for_work();
         Ok(info)
     }

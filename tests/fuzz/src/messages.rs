@@ -201,6 +201,7 @@ pub fn run(data: &[u8]) {
         access: if flags & 4 == 0 { Access::ReadWrite } else { Access::ReadOnly },
         num_queues: if flags & 8 == 0 { 1 } else { MAX_QUEUES },
         on_enospc: Default::default(),
+        refresh_on_connect: None,
     };
     let volume = resources.container().volume("v").expect("the volume");
     let export = Export::start(&config, Door::Connection(theirs), volume, resources).expect("an export");

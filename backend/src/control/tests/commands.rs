@@ -139,6 +139,10 @@ fn bad_arguments_are_named_as_qemu_does() {
         (with(json!({"num-queues": 1.5})), "Parameter 'num-queues' expects uint16_t"),
         (with(json!({"num-queues": 70000})), "Parameter 'num-queues' expects uint16_t"),
         (with(json!({"num-queues": "1"})), "Parameter 'num-queues' expects uint64"),
+        (
+            with(json!({"x-pitstop-refresh-on-connect": true})),
+            "Invalid parameter type for 'x-pitstop-refresh-on-connect', expected: string",
+        ),
         (with(json!({"foo": 1})), "Parameter 'foo' is unexpected"),
     ] {
         assert_eq!(bench.fails("block-export-add", arguments.clone()), Failure::generic(desc), "{arguments}");
@@ -177,16 +181,19 @@ fn every_command_refuses_an_unexpected_argument() {
     assert_eq!(bench.volume_names(), ["golden"]);
 }
 
-/// CTL-32 to CTL-34, CTL-50, CTL-51
+/// CTL-32 to CTL-34, CTL-50, CTL-51, CTL-91
 #[test]
 fn exports_are_added_listed_and_deleted() {
     let bench = Bench::new();
     assert_eq!(bench.run("block-export-add", add_arguments("a")), Ok(json!({})));
-    let arguments =
-        with(add_arguments("busy"), json!({"writable": true, "num-queues": 3, "x-pitstop-on-enospc": "stop"}));
+    let arguments = with(
+        add_arguments("busy"),
+        json!({"writable": true, "num-queues": 3, "x-pitstop-on-enospc": "stop", "x-pitstop-refresh-on-connect": "g"}),
+    );
     assert_eq!(bench.run("block-export-add", arguments), Ok(json!({})));
     let exports = bench.target_exports();
     assert_eq!(exports[1]["x-pitstop-on-enospc"], "stop");
+    assert_eq!(exports[1]["x-pitstop-refresh-on-connect"], "g");
     let wrong = with(add_arguments("b"), json!({"x-pitstop-on-enospc": "wait"}));
     let text = "Parameter 'x-pitstop-on-enospc' does not accept value 'wait'";
     assert_eq!(bench.fails("block-export-add", wrong), Failure::generic(text));
@@ -196,6 +203,7 @@ fn exports_are_added_listed_and_deleted() {
             "id": "a", "type": "vhost-user-blk", "node-name": "golden", "shutting-down": false,
             "x-pitstop-connected": false, "x-pitstop-writable": false, "x-pitstop-num-queues": 64,
             "x-pitstop-socket": "/run/x.sock", "x-pitstop-on-enospc": "report", "x-pitstop-starved": 0,
+            "x-pitstop-refresh-on-connect": null,
         })
     );
     assert_eq!(exports[1]["x-pitstop-writable"], true);

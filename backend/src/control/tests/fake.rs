@@ -106,6 +106,7 @@ impl Target for FakeTarget {
             ending: false,
             on_enospc: export.on_enospc,
             starved: 0,
+            refresh_on_connect: export.refresh_on_connect.clone(),
         };
         self.exports.lock().unwrap().iter().map(status).collect()
     }

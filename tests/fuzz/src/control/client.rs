@@ -78,6 +78,7 @@ impl Target for Listed {
             connected: false,
             on_enospc: export.on_enospc,
             starved: 0,
+            refresh_on_connect: export.refresh_on_connect.clone(),
             ending: false,
         };
         Listed::exports(self).iter().map(status).collect()
