@@ -148,16 +148,16 @@ impl Container {
 
     /// Ends the hydration if nothing of what is below is another's any more: merges bring the rest without copying it.
     fn end_if_own(&self, layer: LayerId) -> Result<bool> {
-        let ends = |state: &State| state.is_copy(layer) && state.is_all_own(layer);
-        if !ends(&self.shared.lock()) {
+        let slots = |state: &State| if state.is_copy(layer) { state.slots_of_own_end(layer) } else { None };
+        if slots(&self.shared.lock()).is_none() {
             return Ok(false);
         }
         {
-            let mut state = self.lock_for(|_| Ok(Slots { new: 0, changed: 2 }))?;
-            if !ends(&state) {
+            let mut state = self.lock_for(|state| Ok(slots(state).unwrap_or(Slots { new: 0, changed: 0 })))?;
+            if slots(&state).is_none() {
                 return Ok(false);
             }
-            state.give_up_copy(layer);
+            state.end_with_own(layer);
             self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
         }
         self.commit()?;

@@ -118,8 +118,53 @@ impl State {
         }
     }
 
-    /// Whether all that the copy layer's volume reads is its own by now: others have let go of the rest.
-    pub(super) fn is_all_own(&self, copy: LayerId) -> bool {
+    /// The lowest layer down to which all are the volume's own, as far as one batch can make it the owner of those that have
+    /// none; how many these are.
+    fn lowest_own(&self, volume: VolumeId) -> (usize, LayerId, usize) {
+        let chain = self.chain(volume);
+        let (mut index, mut orphans) = (0, 0);
+        for (at, &(layer, own)) in chain.iter().enumerate().skip(1) {
+            let orphan = usize::from(self.layer_record(layer).owner.is_none());
+            if !own || orphans + orphan > self.most_doomed() {
+                break;
+            }
+            (index, orphans) = (at, orphans + orphan);
+        }
+        (index, chain[index].0, orphans)
+    }
+
+    /// Makes the volume the owner of the first `layers` layers below its head that have none: they would not be its own any
+    /// more as soon as it has a copy.
+    fn adopt(&mut self, volume: VolumeId, layers: usize) {
+        let mut next = self.layer_record(self.volume_record(volume).head).parent;
+        for _ in 0..layers {
+            let Some(id) = next else { return };
+            let record = self.layer_record(id);
+            next = record.parent;
+            if record.owner.is_none() {
+                self.update_layer(id, |record| record.owner = Some(volume));
+            }
+        }
+    }
+
+    /// If all that the copy layer's volume reads is its own by now, because others have let go of the rest: catalog slots
+    /// that change when the hydration ends for that.
+    pub(super) fn slots_of_own_end(&self, copy: LayerId) -> Option<Slots> {
+        let owner = self.layer_record(copy).owner?;
+        self.is_all_own(copy).then(|| Slots { new: 0, changed: 2 + self.lowest_own(owner).2 })
+    }
+
+    /// Ends the hydration of a volume that reads only what is its own.
+    pub(super) fn end_with_own(&mut self, copy: LayerId) {
+        if let Some(owner) = self.layer_record(copy).owner {
+            let (layers, ..) = self.lowest_own(owner);
+            self.adopt(owner, layers);
+        }
+        self.give_up_copy(copy);
+    }
+
+    /// Whether all that the copy layer's volume reads is its own.
+    fn is_all_own(&self, copy: LayerId) -> bool {
         let record = self.layer_record(copy);
         // Most often just what is below is others', too: then the chain need not be looked at.
         if record.parent.is_some_and(|below| self.child_count(below) > 1 && self.slabs_of(below) > 0) {
@@ -179,21 +224,22 @@ impl Container {
         let copy = {
             let mut state = self.lock_for(|state| match state.copy_layer(state.volume_id(name)?) {
                 Some(_) => Err(Error::Hydrating { name: name.to_owned() }),
-                None => Ok(Slots { new: 1, changed: 1 }),
+                None => Ok(Slots { new: 1, changed: 1 + state.lowest_own(state.volume_id(name)?).2 }),
             })?;
             let id = state.volume_id(name)?;
             let chain = state.chain(id);
             if chain.iter().all(|&(layer, own)| own || state.slabs_of(layer) == 0) {
                 return Ok(None);
             }
-            // What is the volume's own stays where it is.
-            let own = chain.iter().take_while(|(_, own)| *own).count().max(1);
+            // What is the volume's own stays where it is, and stays its own.
+            let (layers, above, _) = state.lowest_own(id);
             let is_on_copy = |&(below, _): &_| state.layer_record(below).kind.is_copy();
-            if chain.get(own).is_some_and(is_on_copy) {
+            if chain.get(layers + 1).is_some_and(is_on_copy) {
                 // Only damage leads here: a copy layer's child is its owner's own (LAY-32).
                 return Err(Error::Hydrating { name: name.to_owned() });
             }
-            state.insert_copy(chain[own - 1].0, id)
+            state.adopt(id, layers);
+            state.insert_copy(above, id)
         };
         self.commit()?;
         self.shared.call_for_work();

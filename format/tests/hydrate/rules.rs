@@ -153,6 +153,27 @@ fn commands_meet_a_block_on_its_way() {
     }
 }
 
+// rules: LAY-37, LAY-7 — a layer that nobody owns any more and only this volume uses is not another's after a snapshot.
+#[test]
+fn layers_that_only_the_volume_uses_become_its_own() {
+    let (disk, container) = golden_and_ci();
+    container.snapshot("golden", "middle").unwrap();
+    fill(&container, "middle", 0..SLAB_LEN, 60);
+    container.snapshot("middle", "last").unwrap();
+    container.delete_volume("middle").unwrap();
+    let layer = container.hydrate("last").unwrap().unwrap();
+    container.snapshot("last", "copy").unwrap();
+    fill(&container, "last", BLOCK..2 * BLOCK, 61);
+    container.snapshot("last", "second").unwrap();
+    let before = ["last", "copy", "second"].map(|name| contents(&container, name));
+    assert_eq!(run(&container, layer, ALL), (HydrateEnd::Done, 5 * SLAB_LEN + 6 * BLOCK));
+    assert_eq!(state(&container, "last"), VolumeState::Real);
+    container.delete_volume("golden").unwrap();
+    container.settle(1000).unwrap();
+    assert_eq!(["last", "copy", "second"].map(|name| contents(&container, name)), before);
+    assert_clean(&disk, container);
+}
+
 // rule: LAY-39 — when nobody else uses what is below, nothing more has to be copied.
 #[test]
 fn it_is_done_when_others_let_go_of_what_is_below() {
