@@ -606,10 +606,13 @@ fn maps_and_differences_are_the_same_through_a_daemon() {
         let maps = ["golden", "ci-1", "other"].map(|name| pitstop.json("map", &[name]));
         let diffs = [["golden", "ci-1"], ["ci-1", "other"]].map(|names| pitstop.json("diff", &names));
         let counts = pitstop.json("info", &["ci-1"])["map"].clone();
-        (maps, diffs, counts)
+        let picture = scratch.file("tree.svg");
+        pitstop.run("tree", &["--svg", text(&picture), "--force"]);
+        (maps, diffs, counts, fs::read_to_string(&picture).unwrap())
     };
     let direct = look();
-    let (maps, diffs, counts) = &direct;
+    let (maps, diffs, counts, picture) = &direct;
+    assert!(["golden", "ci-1", "other"].iter().all(|name| picture.contains(&format!(">{name}<"))), "{picture}");
     assert_eq!((&maps[0]["valid-percent"], &maps[1]["valid-bytes"]), (&100.into(), &0.into()));
     assert_eq!((&diffs[0]["bytes"], &diffs[1]["bytes"]), (&0.into(), &(8 * MIB).into()));
     assert_eq!(counts["others-bytes"], 8 * MIB);

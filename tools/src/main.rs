@@ -7,10 +7,12 @@
 
 mod copy;
 mod error;
+mod hierarchy;
 mod image;
 mod interrupt;
 mod jobs;
 mod maps;
+mod picture;
 mod progress;
 mod qmp;
 mod render;
@@ -147,8 +149,24 @@ enum Verb {
         show: Show,
     },
     /// Draw volumes and the copies made from them
-    #[command(after_help = "Examples:\n  pitstop tree disks.pit\n  pitstop tree disks.pit golden --output json")]
-    Tree(Look),
+    ///
+    /// With --svg, as a picture: hierarchies, what each volume consists of (its own data, what is still in other volumes'
+    /// layers, zeros), what was written since it was last copied or refreshed, and the layers that it stands on. Of very
+    /// many volumes the picture has the first, and tells how many are left out where.
+    #[command(after_help = "Examples:\n  \
+        pitstop tree disks.pit\n  \
+        pitstop tree disks.pit golden --output json\n  \
+        pitstop tree disks.pit --svg disks.svg")]
+    Tree {
+        #[command(flatten)]
+        look: Look,
+        /// Make this file, a picture (SVG), instead
+        #[arg(long, value_name = "FILE", conflicts_with = "output")]
+        svg: Option<PathBuf>,
+        /// Replace the file if it exists
+        #[arg(long, requires = "svg")]
+        force: bool,
+    },
     /// Make a volume with the contents of an image file
     ///
     /// Areas that are zero or sparse in the image take no space in the container. The volume appears under its name only
@@ -472,7 +490,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Info(look) => verbs::info::run(&look.container, look.name.as_deref(), look.show.output)?,
         Verb::Map { volume, show } => verbs::map::run(&volume.container, &volume.name, show.output)?,
         Verb::Diff { pair, show } => verbs::diff::run(&pair.container, &pair.a, &pair.b, show.output)?,
-        Verb::Tree(look) => verbs::tree::run(&look.container, look.name.as_deref(), look.show.output)?,
+        Verb::Tree { look, svg: None, .. } => {
+            verbs::tree::run(&look.container, look.name.as_deref(), look.show.output)?;
+        }
+        Verb::Tree { look, svg: Some(file), force } => {
+            verbs::tree::run_picture(&look.container, look.name.as_deref(), &file, overwrite(force))?;
+        }
         Verb::Compare { volume, other, file, format, allow_backing, show } => {
             let other = match (&other, &file) {
                 (Some(other), _) => Other::Volume(other),
@@ -487,9 +510,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
             verbs::import::run(&Import { path: container, name, file: &file, format, backing, output: show.output })?;
         }
         Verb::Export { volume, file, format, force } => {
-            let overwrite = if force { Overwrite::Replace } else { Overwrite::Refuse };
             let VolumeArgs { container, name } = &volume;
-            verbs::export::run(&Export { path: container, name, file: &file, format, overwrite })?;
+            verbs::export::run(&Export { path: container, name, file: &file, format, overwrite: overwrite(force) })?;
         }
         Verb::Snapshot { container, source: Some(source), new_name: Some(new_name), show, .. } => {
             verbs::snapshot::run(&container, &source, &new_name, show.output)?;
@@ -545,6 +567,10 @@ fn how(speed: Option<u64>, wait: bool) -> How {
 
 fn connected(force: bool) -> Connected {
     if force { Connected::Force } else { Connected::Spare }
+}
+
+const fn overwrite(force: bool) -> Overwrite {
+    if force { Overwrite::Replace } else { Overwrite::Refuse }
 }
 
 const fn backing(allow: bool) -> Backing {

@@ -41,6 +41,8 @@ pub(crate) struct MapCountsView {
     pub(crate) modified_bytes: u64,
     pub(crate) to_copy_bytes: u64,
     pub(crate) data_bytes: u64,
+    /// Data in layers of the volume's own.
+    pub(crate) own_data_bytes: u64,
 }
 
 /// A step of a map.
@@ -75,6 +77,7 @@ impl MapTotals {
         sum.modified_bytes += more.modified_bytes;
         sum.to_copy_bytes += more.to_copy_bytes;
         sum.data_bytes += more.data_bytes;
+        sum.own_data_bytes += more.own_data_bytes;
         self.size_bytes = step.size_bytes;
         let passed = u128::from(sum.valid_bytes) + u128::from(sum.others_bytes);
         let percent = (u128::from(sum.valid_bytes) * 100).checked_div(passed).unwrap_or(100);

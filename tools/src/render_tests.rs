@@ -53,6 +53,7 @@ fn a_volume_is_shown_with_its_layers() {
         modified_bytes: 4096,
         to_copy_bytes: 0,
         data_bytes: 3 << 30,
+        own_data_bytes: 2 << 30,
     };
     let map = MapTotals { size_bytes: 20 << 30, counts, valid_percent: 95 };
     assert_eq!(

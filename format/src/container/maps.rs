@@ -106,6 +106,8 @@ pub struct MapCounts {
     pub to_copy_bytes: u64,
     /// Found as data, whoever's it is.
     pub data_bytes: u64,
+    /// Bytes of data in layers of its own.
+    pub own_data_bytes: u64,
 }
 
 /// A part of a volume's maps.
@@ -242,6 +244,7 @@ impl Container {
                 counts.modified_bytes += if modified { to - from } else { 0 };
                 counts.to_copy_bytes += if to_copy { to - from } else { 0 };
                 counts.data_bytes += if content == Content::Data { to - from } else { 0 };
+                counts.own_data_bytes += if valid && content == Content::Data { to - from } else { 0 };
                 at = to;
             }
         }

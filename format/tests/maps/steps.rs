@@ -54,6 +54,7 @@ fn each_kind_of_block_is_told_from_the_others() {
         modified_bytes: 2 * BLOCK,
         to_copy_bytes: 0,
         data_bytes: 3 * BLOCK + 512,
+        own_data_bytes: BLOCK,
     };
     assert_eq!(counts.counts, expected);
 

@@ -4,6 +4,7 @@
 //! know formats.
 
 use std::fs::{File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +57,11 @@ impl Target {
     /// A second handle to the file being written.
     pub(crate) fn file(&self) -> Result<File> {
         self.temporary.as_file().try_clone().map_err(Error::file("open", &self.path))
+    }
+
+    /// Writes bytes at the end of the file.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.temporary.as_file().write_all(bytes).map_err(Error::file("write", &self.path))
     }
 
     /// Makes the file durable and gives it its name.

@@ -60,7 +60,7 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
 }
 
 /// The volume's map, counted.
-fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> {
+pub(super) fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> {
     let mut tries = 1;
     loop {
         let mut totals = MapTotals::default();
