@@ -312,8 +312,9 @@ fn jobs_take_turns() {
     let fakes: Vec<_> = ["a", "b", "c"].map(|id| bench.add(id, SLOW, Dismissal::Auto)).into();
     wait_until(|| fakes.iter().all(|fake| fake.moved() > 2 << 20));
     // One that is blocked holds up nobody.
-    let blocked = bench.add("d", Settings::default(), Dismissal::Auto);
+    let blocked = Arc::new(Fake::default());
     blocked.lock().script = std::iter::repeat_n(Step::Blocked(Wait::Others), 1000).collect();
+    bench.jobs.add("d".to_owned(), Arc::clone(&blocked) as Arc<dyn Work>, Settings::default(), Dismissal::Auto);
     let free = bench.add("e", Settings::default(), Dismissal::Auto);
     wait_until(|| free.moved() == TOTAL);
     assert_eq!(blocked.moved(), 0);
