@@ -24,7 +24,8 @@ COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-snapshot",
-    "x-pitstop-refresh", "x-pitstop-map", "x-pitstop-diff",
+    "x-pitstop-refresh", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
+    "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
 
 
@@ -64,6 +65,11 @@ async def questions(client):
     await expect_error(client, "CommandNotFound", "The command foo has not been found", "foo")
     await expect_error(client, "GenericError", "Parameter 'x' is unexpected", "query-version", x=1)
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-query-volumes", name="no-such")
+    await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-volume-hydrate", name="no-such")
+    assert await client.execute("query-jobs") == []
+    for order in ["job-pause", "job-resume", "job-cancel", "job-dismiss"]:
+        await expect_error(client, "GenericError", "Job not found", order, id="no-such")
+    await expect_error(client, "GenericError", "Job not found", "x-pitstop-job-set-speed", id="no-such", speed=1)
 
 
 async def volumes(client, watcher):
