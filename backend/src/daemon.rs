@@ -411,6 +411,7 @@ impl Daemon {
             return Err(DaemonError::DeleteExported { volume: name.to_owned(), id: served.config.id.clone() });
         }
         self.container().delete_volume(name)?;
+        drop(exports); // a step under way may take long, and others need not wait for it
         self.jobs.look();
         Ok(())
     }
@@ -433,6 +434,13 @@ impl Daemon {
 
     /// Makes `target` a copy of `source` as it is at this instant, if no guest of `target` is harmed or it is forced.
     pub(crate) fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        let refreshed = self.refresh_alone(target, source, when_connected)?;
+        self.jobs.look();
+        Ok(refreshed)
+    }
+
+    /// Refreshes while nobody exports, connects to or resizes what it is about.
+    fn refresh_alone(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
         let exports = lock(&self.exports); // held: no guest may be exported meanwhile
         let _sizes = lock(self.resources.sizes());
         if let Some(served) = self.served(&exports, target)? {
@@ -458,9 +466,7 @@ impl Daemon {
         {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: served.config.id.clone() });
         }
-        let refreshed = self.container().refresh(target, source)?;
-        self.jobs.look();
-        Ok(refreshed)
+        Ok(self.container().refresh(target, source)?)
     }
 
     /// The first export of the volume `name`, if it has any; fails if there is no such volume.

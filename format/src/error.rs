@@ -134,11 +134,11 @@ pub enum Error {
         /// The volume.
         name: String,
     },
-    /// The volume is not being hydrated.
-    #[error("volume '{name}' is not being hydrated; `pitstop info` shows its state")]
+    /// No volume is hydrated by filling this layer, or not any more.
+    #[error("the hydration of layer {layer} has ended; `pitstop info` shows the state of its volume")]
     NotHydrating {
-        /// The volume.
-        name: String,
+        /// The layer.
+        layer: LayerId,
     },
     /// More layers would change at once than the journal can hold.
     #[error(

@@ -95,7 +95,7 @@ fn write_missing() {
     write("v1-hydrating.txt", &|disk| {
         let container = build(disk);
         let layer = container.hydrate("renamed").unwrap().unwrap();
-        container.set_hydration("renamed", true, MIB).unwrap();
+        container.set_hydration(layer, true, MIB).unwrap();
         // The first of two chunks.
         assert_eq!(container.hydrate_step(layer, 1).unwrap(), HydrateStep::Copied(4096));
         container.commit().unwrap();

@@ -125,8 +125,8 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         }
         "x-pitstop-volume-hydrate" => {
             let begun = container.hydrate(text("name")).map_err(failed)?;
-            if begun.is_some() {
-                container.set_hydration(text("name"), false, arguments["speed"].as_u64().unwrap()).map_err(failed)?;
+            if let Some(layer) = begun {
+                container.set_hydration(layer, false, arguments["speed"].as_u64().unwrap()).map_err(failed)?;
             }
             json!({ "job": begun.map(|_| jobs(container).remove(0)) })
         }
@@ -140,19 +140,19 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         }
         "job-pause" | "job-resume" => {
             let hydration = container.hydrations().remove(0);
-            container.set_hydration(&hydration.volume, command == "job-pause", hydration.speed).map_err(failed)?;
+            container.set_hydration(hydration.layer, command == "job-pause", hydration.speed).map_err(failed)?;
             json!({})
         }
         "x-pitstop-job-set-speed" => {
             let hydration = container.hydrations().remove(0);
             let speed = arguments["speed"].as_u64().unwrap();
-            container.set_hydration(&hydration.volume, hydration.paused, speed).map_err(failed)?;
+            container.set_hydration(hydration.layer, hydration.paused, speed).map_err(failed)?;
             json!({})
         }
         "job-cancel" => {
             let hydration = container.hydrations().remove(0);
             assert_eq!(arguments["id"], json!(format!("hydrate-{}", hydration.layer)));
-            container.cancel_hydration(&hydration.volume).map_err(failed)?;
+            container.cancel_hydration(hydration.layer).map_err(failed)?;
             json!({})
         }
         _ => return Err(("CommandNotFound", format!("The command {command} has not been found"))),

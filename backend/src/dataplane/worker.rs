@@ -161,6 +161,7 @@ impl Worker {
             }
             if stopping && self.tasks.len() == 0 {
                 self.tell_of_failures();
+                self.notify_last();
                 // Whoever serves the ring next may be another program, which waits for a kick.
                 if let Err(error) = self.ring.enable_kicks(self.map.memory()) {
                     log::debug!("{}: {error}", self.name);
@@ -508,6 +509,18 @@ impl Worker {
         self.calling = None;
         if std::mem::take(&mut self.call_again) {
             self.notify();
+        }
+    }
+
+    /// Signals answers that came behind a notification under way, whose end nobody waits for any more.
+    fn notify_last(&mut self) {
+        // Submitted, so the kernel holds its descriptor.
+        self.calling = None;
+        if std::mem::take(&mut self.call_again) {
+            self.notify();
+            if let Err(error) = self.transfers.submit() {
+                abandon(&self.name, &error);
+            }
         }
     }
 

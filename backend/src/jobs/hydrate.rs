@@ -11,13 +11,18 @@ use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
 use super::{Dismissal, JobStatus, Jobs};
 use crate::trouble::lacks_space;
 
-/// How often an order is tried again whose volume is renamed between the look for its name and the order.
-const TRIES: u32 = 8;
-
 /// One hydration.
 struct Hydrate {
     container: Container,
     layer: LayerId,
+}
+
+/// Why an order to a hydration failed.
+fn told(error: FormatError) -> String {
+    match error {
+        FormatError::NotHydrating { .. } => "Job not found".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 fn id_of(layer: LayerId) -> String {
@@ -37,10 +42,10 @@ impl Jobs {
             return Ok(None);
         };
         if speed > 0 {
-            let limited = self.container.set_hydration(name, false, speed);
-            // A rename, or an order to give it up, has come between: the job says whether it is there.
+            let limited = self.container.set_hydration(layer, false, speed);
+            // Whatever has ended it meanwhile, the job says whether it is there.
             limited.or_else(|error| match error {
-                FormatError::NoSuchVolume { .. } | FormatError::NotHydrating { .. } => Ok(()),
+                FormatError::NotHydrating { .. } => Ok(()),
                 error => Err(error),
             })?;
         }
@@ -70,21 +75,6 @@ impl Hydrate {
     fn find(&self) -> Option<Hydration> {
         self.container.hydration(self.layer)
     }
-
-    /// Carries out an order that names the volume, whatever it is called by then.
-    fn order(&self, order: impl Fn(&str) -> Result<(), FormatError>) -> Result<(), String> {
-        let mut tries = 0;
-        loop {
-            let Some(hydration) = self.find() else {
-                return Err("Job not found".to_owned());
-            };
-            tries += 1;
-            match order(&hydration.volume) {
-                Err(FormatError::NoSuchVolume { .. } | FormatError::NotHydrating { .. }) if tries < TRIES => {}
-                result => return result.map_err(|error| error.to_string()),
-            }
-        }
-    }
 }
 
 impl Work for Hydrate {
@@ -110,10 +100,10 @@ impl Work for Hydrate {
     }
 
     fn keep(&self, settings: Settings) -> Result<(), String> {
-        self.order(|name| self.container.set_hydration(name, settings.paused, settings.speed))
+        self.container.set_hydration(self.layer, settings.paused, settings.speed).map_err(told)
     }
 
     fn cancel(&self) -> Result<(), String> {
-        self.order(|name| self.container.cancel_hydration(name))
+        self.container.cancel_hydration(self.layer).map_err(told)
     }
 }

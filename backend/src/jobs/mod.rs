@@ -229,9 +229,13 @@ impl Jobs {
         job.held = true;
         let number = job.number;
         let mut list = self.wait_for_step(list, number);
-        // The step may have ended it.
-        let Some(job) = list.by_number(number).filter(|job| !job.is_over()) else {
-            return Err(JobError::NotFound);
+        let job = match list.by_number(number) {
+            // The step has ended it.
+            Some(Job { state: state @ JobState::Concluded, .. }) => {
+                return Err(JobError::BadVerb { id: id.to_owned(), state: *state, verb });
+            }
+            Some(job) if !job.is_over() => job,
+            _ => return Err(JobError::NotFound),
         };
         let work = Arc::clone(&job.work);
         let settings = Settings { paused: job.told_to_pause, speed: job.limit.speed() };
@@ -301,7 +305,8 @@ impl Jobs {
 
     /// Drops what is gone, and dismisses the oldest of those that wait for it if there are too many.
     fn forget(&self, list: &mut List) {
-        let too_many = list.jobs.iter().filter(|job| job.is_over()).count().saturating_sub(MOST_CONCLUDED);
+        let waiting = list.jobs.iter().filter(|job| job.state == JobState::Concluded).count();
+        let too_many = waiting.saturating_sub(MOST_CONCLUDED);
         for job in list.jobs.iter_mut().filter(|job| job.state == JobState::Concluded).take(too_many) {
             self.turn(job, JobState::Null);
         }

@@ -79,7 +79,7 @@ impl Fixture {
         container.delete_volume("gone").unwrap();
         container.settle(100).unwrap();
         let layer = container.hydrate("ci").unwrap().unwrap();
-        container.set_hydration("ci", true, 1 << 20).unwrap();
+        container.set_hydration(layer, true, 1 << 20).unwrap();
         assert_eq!(container.hydrate_step(layer, 1).unwrap(), HydrateStep::Copied(4096));
         container.close().unwrap();
         Self::on(disk)

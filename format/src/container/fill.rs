@@ -103,7 +103,7 @@ impl State {
 
     /// Whether a fill must let commits and checkpoints go first: guests' writes wait only for twice as much (JNL-8).
     fn is_behind(&self) -> bool {
-        self.dirty.journal_bytes() > self.ring.batch_limit() || self.homes.len() > 2 * HOME_PAGES_MAX
+        self.gathered() > self.ring.batch_limit() || self.homes.len() > 2 * HOME_PAGES_MAX
     }
 }
 
@@ -259,7 +259,7 @@ impl Container {
         }
     }
 
-    /// Claims slabs and blocks for as many of the pieces as there is space for; nothing if it is no copy layer any more.
+    /// Claims slabs and blocks for as many of the pieces as there is space for, in the file and in a batch; nothing if it is no copy layer any more.
     fn claim_pieces(&self, layer: &Arc<Layer>, pieces: &[Piece]) -> Option<(Vec<SlabNo>, Option<Hindrance>)> {
         let mut state = self.shared.lock();
         if !state.is_copy(layer.id) {
@@ -267,6 +267,10 @@ impl Container {
         }
         let mut slabs = Vec::with_capacity(pieces.len());
         for piece in pieces {
+            // Others may have gathered changes while the pieces were read.
+            if state.is_behind() {
+                return Some((slabs, Some(Hindrance::Space(HydrateWait::Others))));
+            }
             let entry = match state.entry_for_change(layer, piece.chunk) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => return Some((slabs, Some(Hindrance::of_space(&state)))),
@@ -302,6 +306,8 @@ impl Container {
                 state.abandon(layer, piece.chunk, &entry, piece.mask);
             }
         }
+        // Who was throttled by these claims, or lacked their slabs, may go on (VOL-23).
+        state.wake_all();
         if written && let Some(fill) = state.fills.get_mut(&layer.id) {
             fill.next = fill.next.max(next);
         }

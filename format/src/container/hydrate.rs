@@ -57,10 +57,8 @@ impl State {
         None
     }
 
-    /// The copy layer of the volume named `name`.
-    fn copy_layer_of(&self, name: &str) -> Result<LayerId> {
-        let id = self.volume_id(name)?;
-        self.copy_layer(id).ok_or_else(|| Error::NotHydrating { name: name.to_owned() })
+    fn check_is_copy(&self, copy: LayerId) -> Result<()> {
+        if self.is_copy(copy) { Ok(()) } else { Err(Error::NotHydrating { layer: copy }) }
     }
 
     /// The hydration that the layer of this record is filled for.
@@ -246,16 +244,15 @@ impl Container {
         Ok(Some(copy))
     }
 
-    /// Gives up hydrating volume `name`, which stays virtual. What has been copied stays in it, and is not copied again by
-    /// a later [`Container::hydrate`].
+    /// Gives up the hydration that fills copy layer `copy`: its volume stays virtual. What has been copied stays in it, and is
+    /// not copied again by a later [`Container::hydrate`].
     ///
-    /// Errors: [`Error::NoSuchVolume`], [`Error::NotHydrating`].
-    pub fn cancel_hydration(&self, name: &str) -> Result<()> {
+    /// Errors: [`Error::NotHydrating`] if it has ended, even if the volume is being hydrated anew.
+    pub fn cancel_hydration(&self, copy: LayerId) -> Result<()> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         {
-            let mut state = self.lock_for(|state| state.copy_layer_of(name).map(|_| Slots { new: 0, changed: 2 }))?;
-            let copy = state.copy_layer_of(name)?;
+            let mut state = self.lock_for(|state| state.check_is_copy(copy).map(|()| Slots { new: 0, changed: 2 }))?;
             state.give_up_copy(copy);
             self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
         }
@@ -264,16 +261,15 @@ impl Container {
         Ok(())
     }
 
-    /// Sets whether volume `name`'s hydration is paused, and how many bytes a second it may copy (0: no limit). Both are
-    /// kept in the container; the caller of [`Container::hydrate_step`] heeds them.
+    /// Sets whether the hydration that fills copy layer `copy` is paused, and how many bytes a second it may copy (0: no
+    /// limit). Both are kept in the container; the caller of [`Container::hydrate_step`] heeds them.
     ///
-    /// Errors: [`Error::NoSuchVolume`], [`Error::NotHydrating`].
-    pub fn set_hydration(&self, name: &str, paused: bool, speed: u64) -> Result<()> {
+    /// Errors: as [`Container::cancel_hydration`].
+    pub fn set_hydration(&self, copy: LayerId, paused: bool, speed: u64) -> Result<()> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         {
-            let mut state = self.lock_for(|state| state.copy_layer_of(name).map(|_| Slots { new: 0, changed: 1 }))?;
-            let copy = state.copy_layer_of(name)?;
+            let mut state = self.lock_for(|state| state.check_is_copy(copy).map(|()| Slots { new: 0, changed: 1 }))?;
             state.update_layer(copy, |record| record.kind = LayerKind::Copy(Pace { paused, speed }));
         }
         self.commit()

@@ -63,7 +63,7 @@ fn a_crash_at_any_write_changes_no_contents_and_ends_no_hydration() {
                 container.settle(100).unwrap();
             }
             1 => {
-                container.cancel_hydration("ci").unwrap();
+                container.cancel_hydration(container.hydrations()[0].layer).unwrap();
                 container.settle(100).unwrap();
                 container.hydrate("ci").unwrap();
             }
@@ -72,7 +72,7 @@ fn a_crash_at_any_write_changes_no_contents_and_ends_no_hydration() {
                 container.delete_volume("golden").unwrap();
                 container.delete_volume("old").unwrap();
             }
-            _ => container.set_hydration("ci", true, 1).unwrap(),
+            _ => container.set_hydration(container.hydrations()[0].layer, true, 1).unwrap(),
         }
         for hydration in container.hydrations() {
             while !matches!(container.hydrate_step(hydration.layer, SLAB_LEN).unwrap(), HydrateStep::Ended(_)) {

@@ -12,14 +12,18 @@ fn giving_up_leaves_the_volume_virtual_and_whole() {
     let depth = find(&container, "ci").depth;
     // At once: the layer goes.
     let layer_id = container.hydrate("ci").unwrap().unwrap();
-    container.cancel_hydration("ci").unwrap();
+    container.cancel_hydration(layer_id).unwrap();
     assert_eq!((find(&container, "ci").depth, state(&container, "ci")), (depth, VolumeState::Virtual));
     assert_eq!(container.hydrate_step(layer_id, ALL).unwrap(), HydrateStep::Ended(HydrateEnd::Cancelled));
-    assert!(matches!(container.cancel_hydration("ci"), Err(Error::NotHydrating { .. })));
     // After a while: what was copied stays, and is not copied again.
+    let ended = layer_id;
     let layer_id = container.hydrate("ci").unwrap().unwrap();
+    // An order to the one that has ended does not reach the one that goes on.
+    assert!(matches!(container.cancel_hydration(ended), Err(Error::NotHydrating { layer }) if layer == ended));
+    assert!(matches!(container.set_hydration(ended, true, 1), Err(Error::NotHydrating { .. })));
+    assert!(!container.hydrations()[0].paused);
     container.hydrate_step(layer_id, 3 * SLAB_LEN).unwrap();
-    container.cancel_hydration("ci").unwrap();
+    container.cancel_hydration(layer_id).unwrap();
     assert_eq!(layer(&container, layer_id).unwrap().kind, "frozen");
     assert_eq!((contents(&container, "ci"), state(&container, "ci")), (before.clone(), VolumeState::Virtual));
     container.settle(1000).unwrap();

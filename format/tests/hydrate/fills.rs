@@ -64,7 +64,7 @@ fn it_goes_on_after_a_restart_with_its_pause_and_speed() {
     let (disk, mut container) = golden_and_ci();
     let before = contents(&container, "ci");
     let layer = container.hydrate("ci").unwrap().unwrap();
-    container.set_hydration("ci", true, 12 << 20).unwrap();
+    container.set_hydration(layer, true, 12 << 20).unwrap();
     assert_eq!(container.hydrate_step(layer, 2 * SLAB_LEN).unwrap(), HydrateStep::Copied(2 * SLAB_LEN));
     let progress = container.hydrations();
     assert_eq!((progress[0].total_bytes, progress[0].copied_bytes), (SIZE, 2 * SLAB_LEN));
@@ -84,11 +84,11 @@ fn it_goes_on_after_a_restart_with_its_pause_and_speed() {
             container = open(&disk);
         }
     }
-    container.set_hydration("ci", false, 0).unwrap();
+    container.set_hydration(layer, false, 0).unwrap();
     assert!(!container.hydrations()[0].paused);
     assert_eq!(run(&container, layer, ALL), (HydrateEnd::Done, total - 2 * SLAB_LEN));
     assert_eq!(contents(&container, "ci"), before);
-    assert!(matches!(container.set_hydration("ci", true, 0), Err(Error::NotHydrating { .. })));
+    assert!(matches!(container.set_hydration(layer, true, 0), Err(Error::NotHydrating { .. })));
     assert_clean(&disk, container);
 }
 

@@ -131,7 +131,7 @@ fn commands_meet_a_block_on_its_way() {
         disk.set_hook(Some(Box::new(move |middle| {
             let Some(container) = handle.lock().unwrap().take_if(|_| middle == Middle::Write) else { return };
             match command {
-                0 => container.cancel_hydration("ci").unwrap(),
+                0 => container.cancel_hydration(container.hydrations()[0].layer).unwrap(),
                 1 => drop(container.refresh("ci", "other").unwrap()),
                 _ => container.delete_volume("ci").unwrap(),
             }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
-    Container, CreateOptions, HydrateEnd, HydrateStep, LayerInfo, NewCopy, OpenMode, VolumeState, ZeroKind,
+    Container, CreateOptions, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode, VolumeState, ZeroKind,
 };
 
 use crate::common::compare::{Comparer, Shown};
@@ -240,14 +240,14 @@ impl Work {
             assert_eq!(begun.is_some(), before == VolumeState::Virtual);
             self.lock().coverage.hydrations += u64::from(begun.is_some());
         } else if self.lock().rng.chance(40) {
-            self.blocking(|container| container.cancel_hydration(name).unwrap());
+            self.blocking(|container| container.cancel_hydration(copy_of(container, name)).unwrap());
             self.lock().coverage.hydrations_cancelled += 1;
         } else {
             let (paused, speed) = {
                 let mut world = self.lock();
                 (world.rng.chance(50), world.rng.below(1 << 30))
             };
-            self.blocking(|container| container.set_hydration(name, paused, speed).unwrap());
+            self.blocking(|container| container.set_hydration(copy_of(container, name), paused, speed).unwrap());
         }
         self.promised();
     }
@@ -457,4 +457,9 @@ impl std::fmt::Debug for Named<'_> {
             Change::Rename(name, new_name) => write!(f, "rename {name} to {new_name}"),
         }
     }
+}
+
+/// The layer that is filled for a volume.
+fn copy_of(container: &Container, name: &str) -> LayerId {
+    container.hydrations().iter().find(|hydration| hydration.volume == name).unwrap().layer
 }

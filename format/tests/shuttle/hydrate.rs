@@ -83,7 +83,7 @@ fn everybody(world: &World) {
                 0 => drop(container.refresh("ci", "other").unwrap()),
                 1 => drop(container.snapshot("ci", "copy").unwrap()),
                 2 => container.delete_volume("golden").unwrap(),
-                3 => drop(container.cancel_hydration("ci")),
+                3 => drop(container.hydrations().first().map(|found| container.cancel_hydration(found.layer))),
                 4 => drop(container.refresh("golden", "ci").unwrap()),
                 5 => {
                     container.snapshot("ci", "copy").unwrap();

@@ -130,10 +130,10 @@ impl Session for Direct {
     }
 
     fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
-        if self.container.hydrate(name).map_err(self.failed())?.is_none() {
+        let Some(layer) = self.container.hydrate(name).map_err(self.failed())? else {
             return Ok(None);
-        }
-        self.container.set_hydration(name, false, speed).map_err(self.failed())?;
+        };
+        self.container.set_hydration(layer, false, speed).map_err(self.failed())?;
         Ok(work::jobs(&self.container).into_iter().find(|job| job.volume.as_deref() == Some(name)))
     }
 

@@ -52,12 +52,12 @@ fn find(container: &Container, id: &str) -> Option<Hydration> {
 
 /// Carries an order out; `None` if there is no such job.
 pub(super) fn order(container: &Container, id: &str, order: JobOrder) -> Option<Result<(), FormatError>> {
-    let Hydration { volume, paused, speed, .. } = find(container, id)?;
+    let Hydration { layer, paused, speed, .. } = find(container, id)?;
     Some(match order {
-        JobOrder::Pause => container.set_hydration(&volume, true, speed),
-        JobOrder::Resume => container.set_hydration(&volume, false, speed),
-        JobOrder::SetSpeed(speed) => container.set_hydration(&volume, paused, speed),
-        JobOrder::Cancel => container.cancel_hydration(&volume),
+        JobOrder::Pause => container.set_hydration(layer, true, speed),
+        JobOrder::Resume => container.set_hydration(layer, false, speed),
+        JobOrder::SetSpeed(speed) => container.set_hydration(layer, paused, speed),
+        JobOrder::Cancel => container.cancel_hydration(layer),
     })
 }
 

@@ -22,7 +22,6 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
 
 /// As [`run`], as a picture in the new file `file`.
 pub(crate) fn run_picture(path: &Path, name: Option<&str>, file: &Path, overwrite: Overwrite) -> Result<()> {
-    let target = Target::create(file, overwrite)?;
     let (svg, drawn, left_out) = session::with(path, Access::Read, |session| {
         let roots = roots(session, name)?;
         let lines = picture::lines(&roots);
@@ -39,6 +38,7 @@ pub(crate) fn run_picture(path: &Path, name: Option<&str>, file: &Path, overwrit
         let (drawn, left_out) = picture::count(&lines);
         Ok((Picture { label: &container.label, lines: &lines, layers: &layers, maps: &maps }.draw(), drawn, left_out))
     })?;
+    let target = Target::create(file, overwrite)?;
     target.write(svg.as_bytes())?;
     target.finish()?;
     let shown = printable(&file.to_string_lossy());
