@@ -307,7 +307,7 @@ enum Verb {
     /// Afterwards the volume needs nobody else's data: what it was copied from can be deleted, and its space given back. It
     /// can be read and written all the time, and so can every other volume; copies made of it stay as they are.
     ///
-    /// A daemon does it as a job in the background, leaving guests the most of the storage; a job outlives the daemon and
+    /// A daemon does it as a job in the background, leaving most of the storage to guests; a job outlives the daemon and
     /// goes on with the next one. A container that nobody holds is worked at by this command until the volume is real; when
     /// it is interrupted, even by SIGKILL, what has been copied stays, and the same command goes on from there.
     #[command(after_help = "Examples:\n  \
