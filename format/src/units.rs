@@ -124,3 +124,6 @@ pub(crate) const fn mask_of(start: u64, end: u64) -> BlockMask {
     debug_assert!(start <= end && end <= 64);
     if start == end { 0 } else { (!0u64 >> (64 - (end - start))) << start }
 }
+
+/// Largest next id (LAY-1): more ids than any container can use up.
+pub(crate) const MAX_NEXT_ID: u64 = 1 << 63;

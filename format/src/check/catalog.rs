@@ -10,7 +10,7 @@ use super::finding::{COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LI
 use super::metadata::Metadata;
 use crate::error::Place;
 use crate::layout::slot::{LayerKind, LayerRecord, Slot, VolumeRecord};
-use crate::units::{LayerId, SlotNo, VolumeId};
+use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
 
 /// The objects of the catalog, by id.
 #[derive(Debug, Default)]
@@ -46,6 +46,9 @@ impl<'a> Catalog<'a> {
 
     fn collect(&mut self, metadata: &'a Metadata, report: &mut CheckReport) {
         let next_id = metadata.counters.map_or(u64::MAX, |counters| counters.next_id);
+        if metadata.counters.is_some_and(|_| next_id == 0 || next_id > MAX_NEXT_ID) {
+            report.add(ID, place(SlotNo(0)), format!("the next id {next_id} is not from 1 to 2^63"), "LAY-1");
+        }
         let mut ids = HashSet::new();
         for (&number, found) in &metadata.slots {
             let id = match found {

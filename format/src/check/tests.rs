@@ -694,6 +694,17 @@ fn opening_refuses_what_would_lead_the_engine_astray() {
         fixture.put_slot(SlotNo(0), &Slot::Container(record));
         assert_eq!(refused(&fixture), "LAY-1");
     }
+    // Also where nothing has an id.
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+    let fixture = Fixture::on(disk);
+    let Slot::Container(mut record) = fixture.slot(SlotNo(0)) else {
+        panic!("no container record");
+    };
+    record.next_id = 0;
+    fixture.put_slot(SlotNo(0), &Slot::Container(record));
+    assert_eq!(refused(&fixture), "LAY-1");
+    assert!(check(&*fixture.disk).unwrap().findings.iter().any(|found| found.id == "CHK-8"));
     let fixture = Fixture::closed();
     fixture.edit_volume("ci", |record| record.id = VolumeId(1 << 40));
     assert_eq!(refused(&fixture), "LAY-1");

@@ -16,7 +16,7 @@ use crate::layout::record::{self, Item};
 use crate::layout::slot::{self, ContainerRecord, PER_PAGE, PER_SLAB, Slot};
 use crate::layout::superblock::{self, Superblock, Unusable};
 use crate::layout::{Bad, superblock::OFFSETS};
-use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo};
+use crate::units::{ChunkNo, LayerId, MAX_NEXT_ID, PAGE_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo};
 
 /// Metadata as it is after replay, decoded but not yet checked against itself.
 #[derive(Debug)]
@@ -40,9 +40,6 @@ pub(super) struct Replay {
     pub(super) fresh: HashMap<(LayerId, u32, u8), bool>,
     pub(super) end: Position,
 }
-
-/// More ids than any container can use up.
-const MAX_NEXT_ID: u64 = 1 << 63;
 
 pub(super) fn read(disk: &dyn Disk, len: usize, offset: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
