@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::args::Args;
 use super::commands::{Context, Done, nothing, of_container};
 use super::protocol::Failure;
-use crate::jobs::{Dismissal, JobError, JobStatus};
+use crate::jobs::{Dismissal, JobError, JobStatus, Jobs};
 
 /// The job object (CTL-80).
 fn object(job: JobStatus) -> Value {
@@ -33,28 +33,31 @@ pub(super) fn query(context: &Context, args: Args) -> Result<Done, Failure> {
     Ok(Done::Return(context.target().jobs().list().into_iter().map(object).collect()))
 }
 
-pub(super) fn pause(context: &Context, mut args: Args) -> Result<Done, Failure> {
-    let id = args.string("id")?;
-    args.finish()?;
-    done(context.target().jobs().pause(&id))
+pub(super) fn pause(context: &Context, args: Args) -> Result<Done, Failure> {
+    order(context, args, Jobs::pause)
 }
 
-pub(super) fn resume(context: &Context, mut args: Args) -> Result<Done, Failure> {
-    let id = args.string("id")?;
-    args.finish()?;
-    done(context.target().jobs().resume(&id))
+pub(super) fn resume(context: &Context, args: Args) -> Result<Done, Failure> {
+    order(context, args, Jobs::resume)
 }
 
-pub(super) fn cancel(context: &Context, mut args: Args) -> Result<Done, Failure> {
-    let id = args.string("id")?;
-    args.finish()?;
-    done(context.target().jobs().cancel(&id))
+pub(super) fn cancel(context: &Context, args: Args) -> Result<Done, Failure> {
+    order(context, args, Jobs::cancel)
 }
 
-pub(super) fn dismiss(context: &Context, mut args: Args) -> Result<Done, Failure> {
+pub(super) fn dismiss(context: &Context, args: Args) -> Result<Done, Failure> {
+    order(context, args, Jobs::dismiss)
+}
+
+/// An order that says no more than to which job it goes.
+fn order(
+    context: &Context,
+    mut args: Args,
+    order: impl FnOnce(&Jobs, &str) -> Result<(), JobError>,
+) -> Result<Done, Failure> {
     let id = args.string("id")?;
     args.finish()?;
-    done(context.target().jobs().dismiss(&id))
+    done(order(context.target().jobs(), &id))
 }
 
 pub(super) fn set_speed(context: &Context, mut args: Args) -> Result<Done, Failure> {
