@@ -340,7 +340,7 @@ impl Container {
             }
         }
         let progress = {
-            let mut state = self.lock_for(|state| Ok(Slots { new: 0, changed: 1 + state.most_doomed() }))?;
+            let mut state = self.lock_for(|state| Ok(state.slots_of_unlinking()))?;
             if !state.is_copy(layer.id) {
                 return Ok(Progress::Ended(HydrateEnd::Cancelled));
             }

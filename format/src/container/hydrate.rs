@@ -19,6 +19,9 @@ use crate::layer::{Layer, Link};
 use crate::layout::slot::{LayerKind, LayerRecord, Pace, Slot};
 use crate::units::{LayerId, SLAB_LEN, VolumeId};
 
+/// Layers that one batch of a hydration's end looks at, besides those that it dooms.
+const LOOKS_PER_BATCH: usize = 1024;
+
 /// A hydration under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hydration {
@@ -189,25 +192,48 @@ impl State {
     }
 
     /// Unlinks what is below a copy layer, as far as one batch can take what goes with it: true if that was all, and the
-    /// layer is a frozen one now (LAY-34).
+    /// layer is a frozen one now (LAY-34, LAY-41).
     pub(super) fn unlink_below(&mut self, copy: LayerId) -> bool {
         let layer = self.layers[&copy].clone();
         let (owner, below) = (self.layer_record(copy).owner, self.layer_record(copy).parent);
         // Nothing of the parent shows from here on, whatever the parent is.
         self.update_layer(copy, |record| (record.parent, record.parent_limit) = (None, 0));
-        let rest = self.doom_unused(below, self.most_doomed());
-        if let Some(rest) = rest.filter(|&rest| self.child_count(rest) == 0) {
-            let parent = self.layers.get(&rest).cloned();
-            layer.set_link(Link { parent, limit: 0 });
-            self.update_layer(copy, |record| record.parent = Some(rest));
-            return false;
+        let rest = match self.doom_unused(below, self.most_doomed()) {
+            Some(rest) if self.child_count(rest) == 0 => Some(rest),
+            used => owner.and_then(|owner| self.disown_some(used, owner)),
+        };
+        let parent = rest.and_then(|rest| self.layers.get(&rest).cloned());
+        layer.set_link(Link { parent, limit: 0 });
+        self.update_layer(copy, |record| match rest {
+            Some(_) => record.parent = rest,
+            None => record.end_copy(),
+        });
+        rest.is_none()
+    }
+
+    /// Takes this owner from layers from `first` down that others still use, as far as one batch can take the changes and a
+    /// moment the looks; returns the layer to go on with, which may get a child more.
+    fn disown_some(&mut self, first: Option<LayerId>, owner: VolumeId) -> Option<LayerId> {
+        let (mut next, mut looks, mut changes) = (first, LOOKS_PER_BATCH, self.most_doomed());
+        while let Some(id) = next {
+            let record = self.layer_record(id);
+            // The copy layer of another volume gets no second child (LAY-32).
+            if looks.min(changes) == 0 && !record.kind.is_copy() {
+                return Some(id);
+            }
+            next = record.parent;
+            looks = looks.saturating_sub(1);
+            if record.owner == Some(owner) {
+                changes = changes.saturating_sub(1);
+                self.disown_layer(id);
+            }
         }
-        layer.set_link(Link { parent: None, limit: 0 });
-        self.update_layer(copy, LayerRecord::end_copy);
-        if let Some(owner) = owner {
-            self.disown(rest, owner);
-        }
-        true
+        None
+    }
+
+    /// Catalog slots that one batch of a hydration's end changes at most.
+    pub(super) fn slots_of_unlinking(&self) -> Slots {
+        Slots { new: 0, changed: 1 + 2 * self.most_doomed() }
     }
 }
 
@@ -293,3 +319,6 @@ impl Container {
         found
     }
 }
+
+#[cfg(test)]
+mod tests;

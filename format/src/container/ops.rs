@@ -125,12 +125,17 @@ impl State {
             let record = self.layer_record(id);
             next = record.parent;
             if record.owner == Some(volume) {
-                self.update_layer(id, |record| {
-                    record.owner = None;
-                    record.end_copy();
-                });
+                self.disown_layer(id);
             }
         }
+    }
+
+    /// Takes its owner from a layer; nobody fills it for that one any more.
+    pub(super) fn disown_layer(&mut self, id: LayerId) {
+        self.update_layer(id, |record| {
+            record.owner = None;
+            record.end_copy();
+        });
     }
 }
 

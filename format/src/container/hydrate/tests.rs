@@ -1,0 +1,103 @@
+//! What only a container that somebody has tampered with, or a very deep one, shows of hydrations.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use crate::check::{Outcome, check};
+use crate::container::{CreateOptions, HydrateEnd, HydrateStep, OpenMode};
+use crate::io::VolumeIo;
+use crate::testing::SimDisk;
+use crate::units::BLOCK_LEN;
+
+const SIZE: u64 = 4 * SLAB_LEN;
+
+fn open(disk: &Arc<SimDisk>) -> Container {
+    Container::open(disk.clone(), OpenMode::ReadWrite).unwrap()
+}
+
+/// A container with the smallest journal, and `golden` in it.
+fn golden(size: u64) -> (Arc<SimDisk>, Container) {
+    let disk = SimDisk::new();
+    Container::create(disk.clone(), &CreateOptions { journal_len_bytes: SLAB_LEN, ..Default::default() }).unwrap();
+    let container = open(&disk);
+    container.create_volume("golden", size).unwrap();
+    (disk, container)
+}
+
+fn write(container: &Container, name: &str, block: u64, value: u8) {
+    let volume = VolumeIo::new(container, container.volume(name).unwrap());
+    volume.write_at(&[value; BLOCK_LEN as usize], block * BLOCK_LEN).unwrap();
+}
+
+fn contents(container: &Container, name: &str) -> Vec<u8> {
+    let volume = container.volume(name).unwrap();
+    let mut bytes = vec![0; volume.size() as usize];
+    VolumeIo::new(container, volume).read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// `ci` on as many layers of golden, each kept apart by a copy that uses it, `kept-NUMBER`.
+fn deep(size: u64, layers: u64) -> (Arc<SimDisk>, Container) {
+    let (disk, container) = golden(size);
+    for number in 0..layers {
+        write(&container, "golden", number * (size / BLOCK_LEN / layers).max(1) % (size / BLOCK_LEN), number as u8 | 1);
+        container.snapshot("golden", &format!("kept-{number}")).unwrap();
+    }
+    container.snapshot("golden", "ci").unwrap();
+    (disk, container)
+}
+
+/// Makes `change` of the record of each of these layers.
+fn tamper(container: &Container, layers: &[LayerId], change: impl Fn(&mut LayerRecord)) {
+    for few in layers.chunks(16) {
+        let mut state = container.lock_for(|_| Ok(Slots { new: 0, changed: few.len() })).unwrap();
+        few.iter().for_each(|&layer| state.update_layer(layer, &change));
+        drop(state);
+        container.commit().unwrap();
+    }
+}
+
+/// The layers below a volume's head.
+fn below_head(container: &Container, name: &str) -> Vec<LayerId> {
+    let state = container.shared.lock();
+    let id = state.volume_id(name).unwrap();
+    state.chain(id).iter().skip(1).map(|(layer, _)| *layer).collect()
+}
+
+fn owned(container: &Container, name: &str) -> usize {
+    let state = container.shared.lock();
+    let id = state.volume_id(name).unwrap();
+    let is_its = |slot: &&Slot| matches!(slot, Slot::Layer(record) if record.owner == Some(id));
+    state.slots().iter().filter(is_its).count()
+}
+
+// rules: LAY-41, JNL-31 — somebody says that the volume owns what is below its copy layer: it ends in bounded batches, and
+// a crash between two of them leaves a whole container.
+#[test]
+fn losing_more_layers_than_a_batch_takes_does_not_overrun_the_journal() {
+    let (disk, container) = deep(SIZE, 1100);
+    let copy = container.hydrate("ci").unwrap().unwrap();
+    let ci = container.shared.lock().volume_id("ci").unwrap();
+    let golden: Vec<_> = below_head(&container, "ci").into_iter().filter(|&layer| layer != copy).collect();
+    assert_eq!(golden.len(), 1100);
+    tamper(&container, &golden, |record| record.owner = Some(ci));
+    let before = contents(&container, "ci");
+    let mut owners = vec![owned(&container, "ci")];
+    let mut steps = 0;
+    while container.hydrate_step(copy, SLAB_LEN).unwrap() != HydrateStep::Ended(HydrateEnd::Done) {
+        container.maintain().unwrap();
+        steps += 1;
+        assert!(steps < 1000);
+        let now = owned(&container, "ci");
+        if owners.last() != Some(&now) {
+            owners.push(now);
+            let report = check(&*disk.copy()).unwrap();
+            assert_eq!(report.outcome(), Outcome::Clean, "{:#?}", report.findings);
+        }
+    }
+    assert_eq!((owned(&container, "ci"), container.failure()), (1, None));
+    let most = container.shared.lock().most_doomed();
+    assert!(owners.windows(2).all(|pair| pair[0] - pair[1] <= most) && owners.len() > 1100 / most, "{owners:?}");
+    assert!(contents(&container, "ci") == before);
+    container.close().unwrap();
+    assert!(contents(&open(&disk), "ci") == before);
+}
