@@ -125,7 +125,7 @@ impl Container {
                         break 'step;
                     };
                     *spots = here;
-                    end = end.min(same_until(&side.head, chunk));
+                    end = end.min(same_until(&side.head, chunk).0);
                 } else {
                     spots.push((!0, Spot { content: Content::None, layer: None }));
                 }

@@ -17,12 +17,12 @@ use super::{Container, Shared};
 use crate::alloc::Grace;
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, PageLoad};
-use crate::units::{BLOCK_LEN, ChunkNo, LayerId, SLAB_LEN, SlabNo};
+use crate::units::{ChunkNo, LayerId, SLAB_LEN, SlabNo};
 
 /// Bytes that are read, then written, at once.
 const BYTES_AT_ONCE: u64 = 1 << 20;
-/// Chunks that one step looks at.
-const LOOKS_PER_STEP: usize = 16 << 10;
+/// Layers that one step looks at, for all chunks together (LAY-42): some milliseconds.
+const LOOKS_PER_STEP: usize = 64 << 10;
 /// What reading a table page counts for.
 const LOOKS_PER_PAGE: usize = 256;
 
@@ -87,9 +87,35 @@ impl Drop for Filling<'_> {
     }
 }
 
+/// What a step may do, and what it has done.
+struct Effort {
+    budget_bytes: u64,
+    copied_bytes: u64,
+    /// Layers looked at, table pages read included.
+    looks: usize,
+}
+
+impl Effort {
+    fn is_left(&self) -> bool {
+        self.copied_bytes < self.budget_bytes && self.looks < LOOKS_PER_STEP
+    }
+
+    /// Bytes that may be copied at once.
+    fn most(&self) -> u64 {
+        (self.budget_bytes - self.copied_bytes).min(BYTES_AT_ONCE)
+    }
+
+    /// Whether a piece may come behind `gathered_bytes` of others: a step's first always.
+    fn takes(&self, piece: &Piece, gathered_bytes: u64) -> bool {
+        gathered_bytes + self.copied_bytes == 0 || gathered_bytes + piece.len_bytes() <= self.most()
+    }
+}
+
 /// What became of an attempt to go on.
 enum Progress {
     Copied(u64),
+    /// What comes next is more than may still be copied.
+    NoRoom,
     Blocked(HydrateWait),
     /// There is no chunk left to look at.
     AllPassed,
@@ -101,6 +127,13 @@ impl State {
         self.layer_slots.contains_key(&layer) && self.layer_record(layer).kind.is_copy()
     }
 
+    /// Notes that all chunks of a copy layer before `next` have been passed.
+    fn note_passed(&mut self, layer: LayerId, next: u64) {
+        if let Some(fill) = self.fills.get_mut(&layer) {
+            fill.next = fill.next.max(next);
+        }
+    }
+
     /// Whether a fill must let commits and checkpoints go first: guests' writes wait only for twice as much (JNL-8).
     fn is_behind(&self) -> bool {
         self.gathered() > self.ring.batch_limit() || self.homes.len() > 2 * HOME_PAGES_MAX
@@ -108,8 +141,9 @@ impl State {
 }
 
 impl Container {
-    /// Copies at most about `budget_bytes` of what a copy layer lacks, a chunk at least; blocks for its I/O. Threads may
-    /// step different layers at once. An error leaves the volume whole, and the step may be tried again.
+    /// Copies at most `budget_bytes` of what a copy layer lacks, but a chunk at least; blocks for its I/O. Looks at a bounded
+    /// number of layers and table pages, so that it may copy less (LAY-42). Threads may step different layers at once. An
+    /// error leaves the volume whole, and the step may be tried again.
     ///
     /// Errors: [`Error::Io`], [`Error::Corrupt`], [`Error::Failed`], [`Error::Closed`], [`Error::ReadOnly`].
     pub fn hydrate_step(&self, layer: LayerId, budget_bytes: u64) -> Result<HydrateStep> {
@@ -128,22 +162,18 @@ impl Container {
         if self.end_if_own(layer)? {
             return Ok(HydrateStep::Ended(HydrateEnd::Done));
         }
-        let (mut copied, mut looks) = (0, 0);
-        while copied < budget_bytes.max(1) && looks < LOOKS_PER_STEP {
-            let left = (budget_bytes - copied).clamp(1, BYTES_AT_ONCE);
-            let progress = match self.fill(&filling.layer, left, &mut looks)? {
+        let mut effort = Effort { budget_bytes: budget_bytes.max(1), copied_bytes: 0, looks: 0 };
+        while effort.is_left() {
+            match self.fill(&filling.layer, &mut effort)? {
+                Progress::Copied(bytes) => effort.copied_bytes += bytes,
                 // What was copied is told first.
-                Progress::AllPassed if copied == 0 => self.finish_copy(&filling.layer)?,
-                progress => progress,
-            };
-            match progress {
-                Progress::Copied(bytes) => copied += bytes,
+                Progress::AllPassed if effort.copied_bytes == 0 => return self.finish_copy(&filling.layer),
                 Progress::Ended(end) => return Ok(HydrateStep::Ended(end)),
-                Progress::Blocked(wait) if copied == 0 => return Ok(HydrateStep::Blocked(wait)),
-                Progress::Blocked(_) | Progress::AllPassed => break,
+                Progress::Blocked(wait) if effort.copied_bytes == 0 => return Ok(HydrateStep::Blocked(wait)),
+                Progress::Blocked(_) | Progress::AllPassed | Progress::NoRoom => break,
             }
         }
-        Ok(HydrateStep::Copied(copied))
+        Ok(HydrateStep::Copied(effort.copied_bytes))
     }
 
     /// Ends the hydration if nothing of what is below is another's any more: merges bring the rest without copying it.
@@ -165,8 +195,8 @@ impl Container {
         Ok(true)
     }
 
-    /// Goes on until about `most` bytes have been copied or enough has been looked at.
-    fn fill(&self, layer: &Arc<Layer>, most: u64, looks: &mut usize) -> Result<Progress> {
+    /// Goes on until as much has been copied as is done at once, or enough has been looked at.
+    fn fill(&self, layer: &Arc<Layer>, effort: &mut Effort) -> Result<Progress> {
         self.shared.check_open()?;
         let (first, child) = {
             let state = self.shared.lock();
@@ -188,21 +218,34 @@ impl Container {
         // Before the maps are looked at: none of the slabs found is reused while it is held (JNL-6).
         let grace = self.shared.grace.load_full();
         let (mut pieces, mut next, mut bytes) = (Vec::new(), first, 0);
-        while next < end && bytes < most && *looks < LOOKS_PER_STEP {
+        while next < end && bytes < effort.most() && effort.looks < LOOKS_PER_STEP {
             let chunk = ChunkNo(next as u32);
-            *looks += 1;
-            match look(layer, child.as_deref(), chunk) {
+            match look(layer, child.as_deref(), chunk, &mut effort.looks) {
+                Ok(Some(piece)) if !effort.takes(&piece, bytes) => {
+                    if pieces.is_empty() {
+                        self.shared.lock().note_passed(layer.id, next);
+                        return Ok(Progress::NoRoom);
+                    }
+                    break;
+                }
                 Ok(Some(piece)) => {
-                    bytes += u64::from(piece.mask.count_ones()) * BLOCK_LEN;
+                    bytes += piece.len_bytes();
                     pieces.push(piece);
                     next += 1;
                 }
-                Ok(None) => next = (same_until(layer, chunk) / SLAB_LEN).min(end),
+                Ok(None) => {
+                    let (until, asked) = same_until(layer, chunk);
+                    effort.looks += asked;
+                    next = (until / SLAB_LEN).min(end);
+                }
                 // The pages of the pieces found could leave memory for it: they come first.
                 Err(_) if !pieces.is_empty() => break,
                 Err(load) => {
-                    *looks += LOOKS_PER_PAGE;
-                    self.load_page(load)?;
+                    let mut next_page = Some(load);
+                    while let Some(load) = next_page {
+                        effort.looks += LOOKS_PER_PAGE;
+                        next_page = self.load_one_page(load)?;
+                    }
                     // A layer doomed meanwhile takes no page: asking again would never end.
                     if !self.shared.lock().is_copy(layer.id) {
                         return Ok(Progress::Ended(HydrateEnd::Cancelled));
@@ -245,7 +288,7 @@ impl Container {
         if !is_copy {
             return Ok(Progress::Ended(HydrateEnd::Cancelled));
         }
-        let copied = pieces.iter().map(|piece| u64::from(piece.mask.count_ones()) * BLOCK_LEN).sum();
+        let copied = pieces.iter().map(Piece::len_bytes).sum();
         match hindrance {
             Some(Hindrance::Page(load)) => {
                 self.load_page(load)?;
@@ -308,8 +351,8 @@ impl Container {
         }
         // Who was throttled by these claims, or lacked their slabs, may go on (VOL-23).
         state.wake_all();
-        if written && let Some(fill) = state.fills.get_mut(&layer.id) {
-            fill.next = fill.next.max(next);
+        if written {
+            state.note_passed(layer.id, next);
         }
         let behind = state.is_behind();
         drop(state);
@@ -319,14 +362,14 @@ impl Container {
         is_copy
     }
 
-    /// Everything has been passed: unlinks what is below, once nobody can still be on the way there.
-    fn finish_copy(&self, layer: &Arc<Layer>) -> Result<Progress> {
+    /// Everything has been passed: unlinks what is below, once nobody can still be on the way there, or what one batch takes of it.
+    fn finish_copy(&self, layer: &Arc<Layer>) -> Result<HydrateStep> {
         {
             let mut state = self.shared.lock();
             let state = &mut *state;
             let Some(fill) = state.fills.get_mut(&layer.id).filter(|_| state.layer_slots.contains_key(&layer.id))
             else {
-                return Ok(Progress::Ended(HydrateEnd::Cancelled));
+                return Ok(HydrateStep::Ended(HydrateEnd::Cancelled));
             };
             // A reader that looked at the child before a guest wrote a block there would find zeros below it (LAY-33).
             let period = *fill.period.get_or_insert_with(|| {
@@ -336,21 +379,21 @@ impl Container {
                 period
             });
             if !state.alloc.is_over(period) {
-                return Ok(Progress::Blocked(HydrateWait::Others));
+                return Ok(HydrateStep::Blocked(HydrateWait::Others));
             }
         }
-        let progress = {
+        let step = {
             let mut state = self.lock_for(|state| Ok(state.slots_of_unlinking()))?;
             if !state.is_copy(layer.id) {
-                return Ok(Progress::Ended(HydrateEnd::Cancelled));
+                return Ok(HydrateStep::Ended(HydrateEnd::Cancelled));
             }
             let ended = state.unlink_below(layer.id);
             self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
-            if ended { Progress::Ended(HydrateEnd::Done) } else { Progress::Copied(0) }
+            if ended { HydrateStep::Ended(HydrateEnd::Done) } else { HydrateStep::Copied(0) }
         };
         self.commit()?;
         self.shared.call_for_work();
-        Ok(progress)
+        Ok(step)
     }
 }
 

@@ -232,7 +232,7 @@ impl Container {
             let Some(spots) = self.found(side, chunk, &mut looks)? else {
                 break;
             };
-            let end = same_until(&side.head, chunk).min(size);
+            let end = same_until(&side.head, chunk).0.min(size);
             for (from, to, Spot { content, layer }) in placed(&spots, chunk, at, end) {
                 let valid = layer.is_none_or(|layer| side.is_own(layer));
                 let modified = layer == Some(side.head.id);
@@ -337,16 +337,18 @@ fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result
 }
 
 /// The byte up to which all chunks say what `chunk` says, as far as that shows without looking at each: where no layer has
-/// a page for them. Asked after a look at `chunk`: pages come, and never go.
-pub(super) fn same_until(head: &Arc<Layer>, chunk: ChunkNo) -> u64 {
+/// a page for them; and how many layers were asked. Asked after a look at `chunk`: pages come, and never go.
+pub(super) fn same_until(head: &Arc<Layer>, chunk: ChunkNo) -> (u64, usize) {
     let number = u64::from(chunk.0);
     let after = |entries: u64| (number / entries + 1) * entries;
     let mut end = after(ENTRIES_PER_TABLE);
+    let mut asked = 0;
     let mut next = Some(head.clone());
     while let Some(layer) = next {
+        asked += 1;
         let link = layer.link();
         match layer.table(chunk.table()) {
-            Some(table) if table.is_initialised(chunk.page()) => return (number + 1) * SLAB_LEN,
+            Some(table) if table.is_initialised(chunk.page()) => return ((number + 1) * SLAB_LEN, asked),
             Some(_) => end = end.min(after(ENTRIES_PER_PAGE)),
             None => {}
         }
@@ -357,7 +359,7 @@ pub(super) fn same_until(head: &Arc<Layer>, chunk: ChunkNo) -> u64 {
         end = end.min((link.limit / SLAB_LEN).max(number + 1));
         next = link.parent.clone();
     }
-    end * SLAB_LEN
+    (end * SLAB_LEN, asked)
 }
 
 /// What is found of a chunk's blocks in ascending order, from byte `start` to `end` or the chunk's end. Where all blocks

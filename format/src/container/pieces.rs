@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::layer::{Found, Layer, PageLoad, resolve};
+use crate::layer::{Found, Layer, PageLoad, resolve_in};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, SlabNo};
 use crate::volume::runs;
 
@@ -16,6 +16,12 @@ pub(super) struct Piece {
     pub(super) chunk: ChunkNo,
     pub(super) mask: BlockMask,
     from: SmallVec<[(BlockMask, SlabNo); 2]>,
+}
+
+impl Piece {
+    pub(super) fn len_bytes(&self) -> u64 {
+        u64::from(self.mask.count_ones()) * BLOCK_LEN
+    }
 }
 
 /// Bytes of the container, and their place in a buffer.
@@ -27,24 +33,29 @@ pub(super) struct Move {
 }
 
 /// The blocks of a chunk that must be copied: data that the layer would show from below and that its child shows through.
+/// Counts the layers that are looked at.
 pub(super) fn look(
     layer: &Arc<Layer>,
     child: Option<&Layer>,
     chunk: ChunkNo,
+    looks: &mut usize,
 ) -> std::result::Result<Option<Piece>, PageLoad> {
+    *looks += 1;
     let shown = layer.show(chunk, !0)?;
     let Some(parent) = &shown.parent else { return Ok(None) };
     let mut want = shown.left;
     if let Some(child) = child {
+        *looks += 1;
         let above = child.show(chunk, want)?;
         want &= !(above.data | above.zero);
     }
     let mut from: SmallVec<[(BlockMask, SlabNo); 2]> = SmallVec::new();
     if want != 0 {
-        resolve(parent, chunk, want, |mask, found| match found {
+        let piece = |mask, found, _: &Arc<Layer>| match found {
             Found::Data(slab) => from.push((mask, slab)),
             Found::Zero => {}
-        })?;
+        };
+        resolve_in(parent, chunk, want, |_| *looks += 1, piece)?;
     }
     let mask = from.iter().fold(0, |mask, (part, _)| mask | part);
     Ok((mask != 0).then_some(Piece { chunk, mask, from }))

@@ -282,3 +282,25 @@ fn a_long_chain_below_goes_in_several_batches() {
     assert!(contents(&container, "ci") == before);
     assert_clean(&disk, container);
 }
+
+// rules: LAY-42, JOB-5 — a chunk that does not fit is left for the next step, unless it is the first.
+#[test]
+fn a_step_copies_no_more_than_it_is_told_to() {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("golden", 64 * SLAB_LEN).unwrap();
+    for chunk in 0..64 {
+        fill(&container, "golden", chunk * SLAB_LEN..(chunk + 1) * SLAB_LEN - BLOCK, chunk as u8 + 1);
+    }
+    container.snapshot("golden", "ci").unwrap();
+    let before = contents(&container, "ci");
+    let layer = container.hydrate("ci").unwrap().unwrap();
+    let chunk = SLAB_LEN - BLOCK;
+    for (budget, copied) in [(MIB, 4 * chunk), (1, chunk), (chunk - 1, chunk), (2 * chunk - 1, chunk), (4 * MIB, 16 * chunk)]
+    {
+        assert_eq!(container.hydrate_step(layer, budget).unwrap(), HydrateStep::Copied(copied), "of {budget}");
+        container.maintain().unwrap();
+    }
+    assert_eq!(run(&container, layer, ALL), (HydrateEnd::Done, 41 * chunk));
+    assert!(contents(&container, "ci") == before);
+    assert_clean(&disk, container);
+}

@@ -101,3 +101,38 @@ fn losing_more_layers_than_a_batch_takes_does_not_overrun_the_journal() {
     container.close().unwrap();
     assert!(contents(&open(&disk), "ci") == before);
 }
+
+// rule: LAY-42 — little data in a deep chain: what a step costs is the layers that it walks, not the bytes that it copies.
+#[test]
+fn a_step_looks_at_a_bounded_number_of_layers() {
+    let (_disk, container) = deep(4 << 30, 400);
+    let copy = container.hydrate("ci").unwrap().unwrap();
+    let passed = || container.hydration(copy).unwrap().copied_bytes / SLAB_LEN;
+    for _ in 0..3 {
+        let before = passed();
+        assert!(matches!(container.hydrate_step(copy, u64::MAX).unwrap(), HydrateStep::Copied(_)));
+        let now = passed() - before;
+        assert!((10..=65_536 / 400 + 1).contains(&now), "{now} chunks of 400 layers each");
+    }
+}
+
+// rule: LAY-42 — each table page counts that it reads, also those that answer the same look.
+#[test]
+fn a_step_reads_a_bounded_number_of_table_pages() {
+    let (disk, container) = deep(SIZE, 700);
+    let copy = container.hydrate("ci").unwrap().unwrap();
+    let before = contents(&container, "ci");
+    container.close().unwrap();
+    let container = open(&disk);
+    let mut resident = container.resident_pages();
+    let mut steps = 0;
+    while container.hydrate_step(copy, u64::MAX).unwrap() != HydrateStep::Ended(HydrateEnd::Done) {
+        let now = container.resident_pages();
+        assert!(now - resident <= 256 + 64, "{} pages in step {steps}", now - resident);
+        resident = now;
+        container.maintain().unwrap();
+        steps += 1;
+        assert!(steps < 100);
+    }
+    assert!(resident > 600 && contents(&container, "ci") == before);
+}
