@@ -119,6 +119,11 @@ impl Layer {
         (self.size.div_ceil(SLAB_LEN)).div_ceil(ENTRIES_PER_TABLE) as u32
     }
 
+    /// Tables that the layer has.
+    pub(crate) fn table_count(&self) -> u64 {
+        self.tables.count()
+    }
+
     pub(crate) fn table(&self, index: u32) -> Option<&Table> {
         self.tables.get(index)
     }

@@ -579,7 +579,7 @@ fn chk_23_a_slab_that_is_reserved_for_nothing() {
     assert_eq!((report.outcome(), report.leaked_slabs), (Outcome::Leaks, 1));
 }
 
-// rule: LAY-38 — each of the ways; a whole copy layer is none.
+// rules: LAY-38, LAY-40 — each of the ways; a whole copy layer is none.
 #[test]
 fn chk_33_a_copy_layer_that_nobody_can_fill() {
     let fixture = Fixture::hydrating();
@@ -615,6 +615,7 @@ fn chk_33_a_copy_layer_that_nobody_can_fill() {
     let second = LayerRecord { id, birth: id, parent: Some(whole.id), ..whole.clone() };
     fixture.put_slot(fixture.free_slot(), &Slot::Layer(second));
     fixture.edit_layer((at, head), |record| record.parent = Some(id));
+    assert_eq!(refused(&fixture), "LAY-40");
     fixture.expect(&["CHK-33"]);
 }
 

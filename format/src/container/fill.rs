@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::maps::same_until;
-use super::ops::Slots;
 use super::pieces::{Move, Piece, look, reads, writes};
 use super::state::{HOME_PAGES_MAX, State};
 use super::{Container, Shared};
@@ -159,8 +158,8 @@ impl Container {
             }
             Filling { shared: &self.shared, layer: state.layers[&layer].clone() }
         };
-        if self.end_if_own(layer)? {
-            return Ok(HydrateStep::Ended(HydrateEnd::Done));
+        if let Some(step) = self.end_if_own(layer)? {
+            return Ok(step);
         }
         let mut effort = Effort { budget_bytes: budget_bytes.max(1), copied_bytes: 0, looks: 0 };
         while effort.is_left() {
@@ -174,25 +173,6 @@ impl Container {
             }
         }
         Ok(HydrateStep::Copied(effort.copied_bytes))
-    }
-
-    /// Ends the hydration if nothing of what is below is another's any more: merges bring the rest without copying it.
-    fn end_if_own(&self, layer: LayerId) -> Result<bool> {
-        let slots = |state: &State| if state.is_copy(layer) { state.slots_of_own_end(layer) } else { None };
-        if slots(&self.shared.lock()).is_none() {
-            return Ok(false);
-        }
-        {
-            let mut state = self.lock_for(|state| Ok(slots(state).unwrap_or(Slots { new: 0, changed: 0 })))?;
-            if slots(&state).is_none() {
-                return Ok(false);
-            }
-            state.end_with_own(layer);
-            self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
-        }
-        self.commit()?;
-        self.shared.call_for_work();
-        Ok(true)
     }
 
     /// Goes on until as much has been copied as is done at once, or enough has been looked at.

@@ -10,15 +10,17 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::fill::bytes_below;
+use super::fill::{HydrateEnd, HydrateStep, bytes_below};
 use super::ops::Slots;
 use super::state::State;
 use super::{Container, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
-use crate::layout::slot::{LayerKind, LayerRecord, Pace, Slot};
+use crate::layout::slot::{LayerKind, LayerRecord, Pace};
 use crate::units::{LayerId, SLAB_LEN, VolumeId};
 
+/// Batches of layers that one step makes a volume the owner of.
+const BATCHES_PER_STEP: usize = 8;
 /// Layers that one batch of a hydration's end looks at, besides those that it dooms.
 const LOOKS_PER_BATCH: usize = 1024;
 
@@ -50,30 +52,23 @@ impl State {
 
     /// The copy layer that is being filled for a volume.
     pub(super) fn copy_layer(&self, volume: VolumeId) -> Option<LayerId> {
-        let mut next = Some(self.volume_record(volume).head);
-        while let Some(id) = next {
-            if self.is_copy_for(id, volume) {
-                return Some(id);
-            }
-            next = self.layer_record(id).parent;
-        }
-        None
+        self.copies.get(&volume).copied()
     }
 
     fn check_is_copy(&self, copy: LayerId) -> Result<()> {
         if self.is_copy(copy) { Ok(()) } else { Err(Error::NotHydrating { layer: copy }) }
     }
 
-    /// The hydration that the layer of this record is filled for.
-    pub(super) fn hydration(&self, record: &LayerRecord) -> Option<Hydration> {
+    /// The hydration that a layer is filled for.
+    pub(super) fn hydration(&self, layer: LayerId) -> Option<Hydration> {
+        let record = self.layer_slots.contains_key(&layer).then(|| self.layer_record(layer))?;
         let LayerKind::Copy(pace) = record.kind else { return None };
         let volume_id = record.owner.filter(|owner| self.volumes.contains_key(owner))?;
         let layer = self.layers.get(&record.id)?;
         let total_bytes = bytes_below(layer);
         let passed = self.fills.get(&record.id).map_or(0, |fill| fill.next * SLAB_LEN);
         // What an earlier opening has copied is passed anew, but it is there.
-        let tables = (0..layer.table_limit()).filter(|&index| layer.table(index).is_some()).count() as u64;
-        let present = self.slabs_of(record.id).saturating_sub(tables) * SLAB_LEN;
+        let present = self.slabs_of(record.id).saturating_sub(layer.table_count()) * SLAB_LEN;
         Some(Hydration {
             volume: self.volume_record(volume_id).name.clone(),
             volume_id,
@@ -119,60 +114,20 @@ impl State {
         }
     }
 
-    /// The lowest layer down to which all are the volume's own, as far as one batch can make it the owner of those that have
-    /// none; how many these are.
-    fn lowest_own(&self, volume: VolumeId) -> (usize, LayerId, usize) {
-        let chain = self.chain(volume);
-        let (mut index, mut orphans) = (0, 0);
-        for (at, &(layer, own)) in chain.iter().enumerate().skip(1) {
-            let orphan = usize::from(self.layer_record(layer).owner.is_none());
-            if !own || orphans + orphan > self.most_doomed() {
-                break;
-            }
-            (index, orphans) = (at, orphans + orphan);
-        }
-        (index, chain[index].0, orphans)
+    /// The volume that a copy layer is filled for, unless it shows at once that not all that the volume reads is its own:
+    /// most often just what is below is others', too.
+    fn owner_perhaps_of_all(&self, copy: LayerId) -> Option<VolumeId> {
+        let record = self.is_copy(copy).then(|| self.layer_record(copy))?;
+        let is_others = record.parent.is_some_and(|below| self.child_count(below) > 1 && self.slabs_of(below) > 0);
+        record.owner.filter(|_| !is_others)
     }
 
-    /// Makes the volume the owner of the first `layers` layers below its head that have none: they would not be its own any
-    /// more as soon as it has a copy.
-    fn adopt(&mut self, volume: VolumeId, layers: usize) {
-        let mut next = self.layer_record(self.volume_record(volume).head).parent;
-        for _ in 0..layers {
-            let Some(id) = next else { return };
-            let record = self.layer_record(id);
-            next = record.parent;
-            if record.owner.is_none() {
-                self.update_layer(id, |record| record.owner = Some(volume));
-            }
+    /// Whether a copy layer may be put below this layer, the lowest of a volume's own.
+    fn takes_copy(&self, above: LayerId) -> bool {
+        self.layer_slots.contains_key(&above) && {
+            let record = self.layer_record(above);
+            record.kind != LayerKind::Doomed && record.parent.is_some()
         }
-    }
-
-    /// If all that the copy layer's volume reads is its own by now, because others have let go of the rest: catalog slots
-    /// that change when the hydration ends for that.
-    pub(super) fn slots_of_own_end(&self, copy: LayerId) -> Option<Slots> {
-        let owner = self.layer_record(copy).owner?;
-        self.is_all_own(copy).then(|| Slots { new: 0, changed: 2 + self.lowest_own(owner).2 })
-    }
-
-    /// Ends the hydration of a volume that reads only what is its own.
-    pub(super) fn end_with_own(&mut self, copy: LayerId) {
-        if let Some(owner) = self.layer_record(copy).owner {
-            let (layers, ..) = self.lowest_own(owner);
-            self.adopt(owner, layers);
-        }
-        self.give_up_copy(copy);
-    }
-
-    /// Whether all that the copy layer's volume reads is its own.
-    fn is_all_own(&self, copy: LayerId) -> bool {
-        let record = self.layer_record(copy);
-        // Most often just what is below is others', too: then the chain need not be looked at.
-        if record.parent.is_some_and(|below| self.child_count(below) > 1 && self.slabs_of(below) > 0) {
-            return false;
-        }
-        let owner = record.owner.filter(|owner| self.volumes.contains_key(owner));
-        owner.is_some_and(|owner| self.chain(owner).iter().all(|&(layer, own)| own || self.slabs_of(layer) == 0))
     }
 
     /// Takes an empty copy layer out again.
@@ -245,29 +200,70 @@ impl Container {
     pub fn hydrate(&self, name: &str) -> Result<Option<LayerId>> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
-        let copy = {
-            let mut state = self.lock_for(|state| match state.copy_layer(state.volume_id(name)?) {
-                Some(_) => Err(Error::Hydrating { name: name.to_owned() }),
-                None => Ok(Slots { new: 1, changed: 1 + state.lowest_own(state.volume_id(name)?).2 }),
-            })?;
+        let hydrating = || Error::Hydrating { name: name.to_owned() };
+        let id = {
+            let state = self.shared.lock();
             let id = state.volume_id(name)?;
-            let chain = state.chain(id);
-            if chain.iter().all(|&(layer, own)| own || state.slabs_of(layer) == 0) {
-                return Ok(None);
+            if state.copy_layer(id).is_some() {
+                return Err(hydrating());
             }
+            id
+        };
+        let copy = loop {
+            let Some(own) = self.own_layers(id).filter(|own| !own.all) else { return Ok(None) };
             // What is the volume's own stays where it is, and stays its own.
-            let (layers, above, _) = state.lowest_own(id);
-            let is_on_copy = |&(below, _): &_| state.layer_record(below).kind.is_copy();
-            if chain.get(layers + 1).is_some_and(is_on_copy) {
-                // Only damage leads here: a copy layer's child is its owner's own (LAY-32).
-                return Err(Error::Hydrating { name: name.to_owned() });
+            self.adopt(id, &own.orphans, usize::MAX)?;
+            let mut state = self.lock_for(|_| Ok(Slots { new: 1, changed: 1 }))?;
+            if !state.takes_copy(own.lowest) {
+                continue; // a merge has taken the layer out meanwhile
             }
-            state.adopt(id, layers);
-            state.insert_copy(above, id)
+            if state.layer_record(own.lowest).parent.is_some_and(|below| state.is_copy(below)) {
+                // Only damage leads here: a copy layer's child is its owner's own (LAY-32).
+                return Err(hydrating());
+            }
+            break state.insert_copy(own.lowest, id);
         };
         self.commit()?;
         self.shared.call_for_work();
         Ok(Some(copy))
+    }
+
+    /// Makes the volume the owner of those of these layers that have none, in as many batches as that takes, `most_batches`
+    /// at most; false if it takes more. The caller holds `control`.
+    fn adopt(&self, volume: VolumeId, orphans: &[LayerId], most_batches: usize) -> Result<bool> {
+        let in_batch = self.shared.lock().most_doomed();
+        for layers in orphans.chunks(in_batch).take(most_batches) {
+            self.lock_for(|_| Ok(Slots { new: 0, changed: layers.len() }))?.adopt(volume, layers);
+            self.commit()?;
+        }
+        Ok(orphans.len().div_ceil(in_batch) <= most_batches)
+    }
+
+    /// Ends the hydration if nothing of what is below is another's any more: merges bring the rest without copying it
+    /// (LAY-39). What a step comes to if that is so.
+    pub(super) fn end_if_own(&self, copy: LayerId) -> Result<Option<HydrateStep>> {
+        let Some(owner) = self.shared.lock().owner_perhaps_of_all(copy) else { return Ok(None) };
+        let own_layers = || self.own_layers(owner).filter(|own| own.all);
+        if own_layers().is_none() {
+            return Ok(None);
+        }
+        // So that nobody comes to share it meanwhile. A command under way is not waited for: the next step tries again.
+        let Some(_control) = super::try_lock(&self.shared.control) else { return Ok(None) };
+        let Some(own) = own_layers() else { return Ok(None) };
+        if !self.adopt(owner, &own.orphans, BATCHES_PER_STEP)? {
+            return Ok(Some(HydrateStep::Copied(0)));
+        }
+        {
+            let mut state = self.lock_for(|_| Ok(Slots { new: 0, changed: 2 }))?;
+            if !state.is_copy_for(copy, owner) {
+                return Ok(None);
+            }
+            state.give_up_copy(copy);
+            self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
+        }
+        self.commit()?;
+        self.shared.call_for_work();
+        Ok(Some(HydrateStep::Ended(HydrateEnd::Done)))
     }
 
     /// Gives up the hydration that fills copy layer `copy`: its volume stays virtual. What has been copied stays in it, and is
@@ -303,18 +299,13 @@ impl Container {
 
     /// The hydration that this copy layer is filled for; nothing if it has ended.
     pub fn hydration(&self, layer: LayerId) -> Option<Hydration> {
-        let state = self.shared.lock();
-        if state.layer_slots.contains_key(&layer) { state.hydration(state.layer_record(layer)) } else { None }
+        self.shared.lock().hydration(layer)
     }
 
     /// All hydrations, by layer id: each is to be carried on with by [`Container::hydrate_step`], also after a crash.
     pub fn hydrations(&self) -> Vec<Hydration> {
         let state = self.shared.lock();
-        let hydration = |slot: &Slot| match slot {
-            Slot::Layer(record) => state.hydration(record),
-            _ => None,
-        };
-        let mut found: Vec<Hydration> = state.slots().iter().filter_map(hydration).collect();
+        let mut found: Vec<Hydration> = state.copies.values().filter_map(|&layer| state.hydration(layer)).collect();
         found.sort_by_key(|hydration| hydration.layer);
         found
     }

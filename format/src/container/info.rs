@@ -153,33 +153,12 @@ impl State {
         }
     }
 
-    /// The layers that `volume` reads through, head first, and whether each is its own (LAY-7).
-    pub(super) fn chain(&self, volume: VolumeId) -> Vec<(LayerId, bool)> {
-        let mut chain = Vec::new();
-        let mut next = Some(self.volume_record(volume).head);
-        let mut alone = true;
-        while let Some(id) = next {
-            chain.push((id, self.is_own(volume, id, &mut alone)));
-            next = self.layer_record(id).parent;
-        }
-        chain
-    }
-
-    /// Whether a layer of `volume`'s chain is its own (LAY-7); `alone` says whether each layer above it has at most one
-    /// child, and then whether it has, too.
-    pub(super) fn is_own(&self, volume: VolumeId, layer: LayerId, alone: &mut bool) -> bool {
-        *alone &= self.child_count(layer) <= 1;
-        // A layer that a merge has taken out of the chain meanwhile may be gone.
-        let owner = self.layer_slots.contains_key(&layer).then(|| self.layer_record(layer).owner).flatten();
-        owner.map_or(*alone, |owner| owner == volume)
-    }
-
     fn volume_info(&self, id: VolumeId) -> VolumeInfo {
         let record = self.volume_record(id);
         let chain = self.chain(id);
         let foreign = chain.iter().any(|&(layer, own)| !own && self.slabs_of(layer) > 0);
         let allocated: u64 = chain.iter().filter(|(_, own)| *own).map(|(layer, _)| self.slabs_of(*layer)).sum();
-        let hydration = self.copy_layer(id).and_then(|layer| self.hydration(self.layer_record(layer)));
+        let hydration = self.copy_layer(id).and_then(|layer| self.hydration(layer));
         VolumeInfo {
             id,
             name: record.name.clone(),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use super::Container;
+use super::chain::ChainWalk;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, PageLoad};
@@ -22,8 +23,6 @@ use crate::volume::{VolumeCore, runs};
 const LOOKS_PER_STEP: usize = 256 << 10;
 /// What reading one table page counts for: a step on a slow disk shall not take longer than one in memory by orders.
 const LOOKS_PER_PAGE: usize = 1 << 10;
-/// Layers of a chain that are looked up in the catalog per hold of the engine lock.
-const LAYERS_PER_HOLD: usize = 256;
 /// How often the layers of chains are looked up anew because a merge has taken one out meanwhile.
 const CHAIN_TRIES: u32 = 4;
 
@@ -148,28 +147,6 @@ pub(super) struct Spot {
 /// What is found of the blocks of a chunk: each block is in one of the masks.
 pub(super) type Spots = SmallVec<[(BlockMask, Spot); 8]>;
 
-/// A look at the layers of a chain, head first.
-struct ChainWalk {
-    volume: VolumeId,
-    next: Option<Arc<Layer>>,
-    alone: bool,
-    found: HashMap<LayerId, bool>,
-    /// A copy layer of the volume's is among them.
-    hydrating: bool,
-}
-
-impl ChainWalk {
-    /// Looks up some of the layers; nothing is left when `next` is none.
-    fn go_on(&mut self, state: &State) {
-        for _ in 0..LAYERS_PER_HOLD {
-            let Some(layer) = self.next.take() else { return };
-            self.found.insert(layer.id, state.is_own(self.volume, layer.id, &mut self.alone));
-            self.hydrating |= state.is_copy_for(layer.id, self.volume);
-            self.next = layer.parent();
-        }
-    }
-}
-
 impl Side {
     /// A volume with an empty chain: [`Container::find_chains`] is next.
     fn new(state: &State, name: &str) -> Result<Self> {
@@ -177,11 +154,6 @@ impl Side {
         let core = state.volumes[&id].clone();
         let head = core.head();
         Ok(Self { id, core, head, chain: HashMap::new(), hydrating: false })
-    }
-
-    fn walk(&self) -> ChainWalk {
-        let next = Some(self.head.clone());
-        ChainWalk { volume: self.id, next, alone: true, found: HashMap::new(), hydrating: false }
     }
 
     /// Whether the volume still has the head of the step's beginning.
@@ -277,11 +249,16 @@ impl Container {
         for _ in 0..CHAIN_TRIES {
             let merges = self.shared.resolved.merges.load(Ordering::Acquire);
             for side in &mut *sides {
-                let mut walk = side.walk();
-                while walk.next.is_some() {
-                    walk.go_on(&self.shared.lock());
+                (side.chain, side.hydrating) = (HashMap::new(), false);
+                let mut walk = ChainWalk::new(side.id, side.head.clone());
+                while walk.is_left() {
+                    let state = self.shared.lock();
+                    walk.go_on(&state, |layer, is_own| {
+                        side.chain.insert(layer.id, is_own);
+                        side.hydrating |= state.is_copy_for(layer.id, side.id);
+                        true
+                    });
                 }
-                (side.chain, side.hydrating) = (walk.found, walk.hydrating);
             }
             if self.shared.resolved.merges.load(Ordering::Acquire) == merges {
                 break;
@@ -413,34 +390,5 @@ impl<K: Copy + PartialEq> List<K> {
             self.ranges.push((start, end, kind));
         }
         has_room
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::container::{CreateOptions, OpenMode};
-    use crate::io::VolumeIo;
-    use crate::testing::SimDisk;
-
-    // rule: MAP-32 — of a long chain, few layers are looked up under one hold of the engine lock; all are in the end.
-    #[test]
-    fn a_long_chain_is_looked_up_in_pieces() {
-        let disk = SimDisk::new();
-        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
-        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
-        container.create_volume("v", 1 << 20).unwrap();
-        for n in 0..600 {
-            VolumeIo::new(&container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
-            container.snapshot("v", &format!("kept-{n}")).unwrap();
-        }
-        let mut sides = [Side::new(&container.shared.lock(), "v").unwrap()];
-        let mut walk = sides[0].walk();
-        for looked_up in [256, 512, 601] {
-            walk.go_on(&container.shared.lock());
-            assert_eq!((walk.found.len(), walk.next.is_some()), (looked_up, looked_up < 601));
-        }
-        container.find_chains(&mut sides);
-        assert_eq!((&sides[0].chain, sides[0].chain.values().filter(|own| **own).count()), (&walk.found, 601));
     }
 }

@@ -5,6 +5,7 @@
 //! Does not: perform data I/O (plans are carried out by the caller), nor know sockets or threads.
 
 mod background;
+mod chain;
 mod checkpoint;
 mod copies;
 mod create;
@@ -25,7 +26,7 @@ pub(crate) mod ring;
 pub(crate) mod state;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -131,6 +132,15 @@ struct Work {
 /// Locks a mutex whose holder never leaves it half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`], unless somebody holds it.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// Nanoseconds since 1970, for timestamps only.

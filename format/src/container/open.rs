@@ -109,6 +109,20 @@ fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
     Ok(layers)
 }
 
+/// Each copy layer is a job: no volume has more than one (LAY-40).
+fn check_copies(slots: &[Slot]) -> Result<()> {
+    let mut filled = HashSet::new();
+    for (slot, number) in slots.iter().zip(0u32..) {
+        if let Slot::Layer(record) = slot
+            && let Some(volume) = record.filled_for().filter(|&volume| !filled.insert(volume))
+        {
+            let bad = Bad::new("LAY-40", format!("a second copy layer of volume {volume}"), "one for a volume");
+            return Err(bad.at("layer", Place::Slot(number)).into());
+        }
+    }
+    Ok(())
+}
+
 /// Checks the volumes and builds their runtime halves.
 fn build_volumes(
     slots: &[Slot],
@@ -256,6 +270,7 @@ impl Container {
         let signal = Arc::new(Signal::default());
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
         let layers = build_layers(&slots)?;
+        check_copies(&slots)?;
         let volumes = build_volumes(&slots, &layers, &signal)?;
         let doomed = slots
             .iter()

@@ -117,6 +117,8 @@ pub(crate) struct State {
     claimed: u64,
     /// Layers whose slabs are to be freed.
     pub(crate) doomed: BTreeSet<LayerId>,
+    /// The copy layer that is filled for each volume that is being hydrated.
+    pub(crate) copies: HashMap<VolumeId, LayerId>,
     /// How far copy layers have been filled, as far as that has begun since the container was opened.
     pub(crate) fills: HashMap<LayerId, Fill>,
     /// The tree of layers has changed since a merge was looked for in vain.
@@ -170,6 +172,7 @@ impl State {
             was_shown: HashSet::new(),
             claimed: 0,
             doomed: BTreeSet::new(),
+            copies: HashMap::new(),
             fills: HashMap::new(),
             merge_possible: true,
             homes: Homes::default(),
@@ -197,6 +200,7 @@ impl State {
                 }
                 Slot::Layer(record) => {
                     state.layer_slots.insert(record.id, SlotNo(index));
+                    state.copies.extend(record.filled_for().map(|volume| (volume, record.id)));
                     if record.kind == LayerKind::Doomed {
                         state.doomed.insert(record.id);
                     } else if let Some(parent) = record.parent {
@@ -350,6 +354,7 @@ impl State {
         if let Some(parent) = record.parent {
             self.children.entry(parent).or_default().insert(record.id);
         }
+        self.copies.extend(record.filled_for().map(|volume| (volume, record.id)));
         self.set_slot(slot, Slot::Layer(record));
     }
 
@@ -371,12 +376,16 @@ impl State {
         }
     }
 
-    /// Changes a layer's record and keeps the list of children true.
+    /// Changes a layer's record and keeps the lists of children and of copy layers true.
     pub(crate) fn update_layer(&mut self, id: LayerId, change: impl FnOnce(&mut LayerRecord)) {
         let mut record = self.layer_record(id).clone();
-        let old_parent = record.parent;
+        let (old_parent, old_copy) = (record.parent, record.filled_for());
         change(&mut record);
         self.merge_possible = true;
+        if record.filled_for() != old_copy {
+            old_copy.and_then(|volume| self.copies.remove(&volume));
+            self.copies.extend(record.filled_for().map(|volume| (volume, id)));
+        }
         if record.kind == LayerKind::Doomed {
             self.doomed.insert(id);
         }

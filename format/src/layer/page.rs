@@ -349,27 +349,37 @@ type Leaf = Box<[OnceLock<Box<Table>>]>;
 /// A layer's tables by index, in leaves that exist only where there is a table: a large layer that holds little costs
 /// little memory.
 #[derive(Debug)]
-pub(super) struct Directory(OnceLock<Box<[OnceLock<Leaf>]>>);
+pub(super) struct Directory {
+    leaves: OnceLock<Box<[OnceLock<Leaf>]>>,
+    count: AtomicU64,
+}
 
 impl Directory {
     pub(super) fn new() -> Self {
-        Self(OnceLock::new())
+        Self { leaves: OnceLock::new(), count: AtomicU64::new(0) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.get().is_none()
+        self.leaves.get().is_none()
+    }
+
+    /// Tables in it.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     pub(super) fn get(&self, index: u32) -> Option<&Table> {
         let index = index as usize;
-        self.0.get()?.get(index / LEAF)?.get()?.get(index % LEAF)?.get().map(Box::as_ref)
+        self.leaves.get()?.get(index / LEAF)?.get()?.get(index % LEAF)?.get().map(Box::as_ref)
     }
 
     /// Adds a table to a directory for `limit` of them; false if the index is taken.
     pub(super) fn add(&self, index: u32, limit: u32, table: Table) -> bool {
         let count = (limit as usize).div_ceil(LEAF);
-        let leaves = self.0.get_or_init(|| (0..count).map(|_| OnceLock::new()).collect());
+        let leaves = self.leaves.get_or_init(|| (0..count).map(|_| OnceLock::new()).collect());
         let leaf = leaves[index as usize / LEAF].get_or_init(|| (0..LEAF).map(|_| OnceLock::new()).collect());
-        leaf[index as usize % LEAF].set(Box::new(table)).is_ok()
+        let added = leaf[index as usize % LEAF].set(Box::new(table)).is_ok();
+        self.count.fetch_add(u64::from(added), Ordering::Relaxed);
+        added
     }
 }

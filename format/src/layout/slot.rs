@@ -269,6 +269,11 @@ impl VolumeRecord {
 }
 
 impl LayerRecord {
+    /// The volume that the layer is filled for, if it is a copy layer.
+    pub(crate) fn filled_for(&self) -> Option<VolumeId> {
+        self.owner.filter(|_| self.kind.is_copy())
+    }
+
     /// Makes a copy layer a plain frozen one, with what it has.
     pub(crate) fn end_copy(&mut self) {
         if self.kind.is_copy() {

@@ -136,3 +136,67 @@ fn a_step_reads_a_bounded_number_of_table_pages() {
     }
     assert!(resident > 600 && contents(&container, "ci") == before);
 }
+
+/// Layers below a volume's head that have no owner.
+fn orphans(container: &Container, name: &str) -> usize {
+    let layers = below_head(container, name);
+    let state = container.shared.lock();
+    layers.into_iter().filter(|&layer| state.layer_record(layer).owner.is_none()).count()
+}
+
+// rule: LAY-37 — more layers without an owner than a batch takes: all become the volume's, none is copied.
+#[test]
+fn many_layers_that_only_the_volume_uses_become_its_own() {
+    let (disk, container) = golden(SIZE);
+    write(&container, "golden", 0, 1);
+    write(&container, "golden", 64, 1);
+    container.snapshot("golden", "v-0").unwrap();
+    for number in 0..100 {
+        let (now, next) = (format!("v-{number}"), format!("v-{}", number + 1));
+        write(&container, &now, 1 + number % 60, number as u8 | 1);
+        container.snapshot(&now, &next).unwrap();
+        container.delete_volume(&now).unwrap();
+    }
+    let before = contents(&container, "v-100");
+    assert_eq!(orphans(&container, "v-100"), 100);
+    let copy = container.hydrate("v-100").unwrap().unwrap();
+    assert_eq!((orphans(&container, "v-100"), owned(&container, "v-100")), (0, 101));
+    assert_eq!(container.hydrate_step(copy, u64::MAX).unwrap(), HydrateStep::Copied(2 * BLOCK_LEN));
+    while container.hydrate_step(copy, u64::MAX).unwrap() != HydrateStep::Ended(HydrateEnd::Done) {
+        container.maintain().unwrap();
+    }
+    container.snapshot("v-100", "copy").unwrap();
+    container.delete_volume("golden").unwrap();
+    assert_eq!(container.hydrate("v-100").unwrap(), None, "it is real");
+    assert!(contents(&container, "v-100") == before);
+    container.close().unwrap();
+    assert_eq!(check(&*disk).unwrap().outcome(), Outcome::Clean);
+}
+
+// rule: LAY-39 — when others let go of more layers than a batch takes, all of these become the volume's; a command that
+// has the lock of commands is not waited for.
+#[test]
+fn many_layers_that_others_let_go_of_become_the_volumes() {
+    let (disk, container) = golden(SIZE);
+    for number in 0..60 {
+        write(&container, "golden", number, number as u8 | 1);
+        container.snapshot("golden", "kept").unwrap();
+        container.delete_volume("kept").unwrap();
+    }
+    container.snapshot("golden", "ci").unwrap();
+    write(&container, "ci", 70, 7);
+    let before = contents(&container, "ci");
+    let copy = container.hydrate("ci").unwrap().unwrap();
+    container.delete_volume("golden").unwrap();
+    assert_eq!(orphans(&container, "ci"), 60);
+    let control = crate::container::lock(&container.shared.control);
+    assert!(matches!(container.hydrate_step(copy, 1).unwrap(), HydrateStep::Copied(_)));
+    drop(control);
+    assert_eq!(container.hydrate_step(copy, 1).unwrap(), HydrateStep::Ended(HydrateEnd::Done));
+    assert_eq!((orphans(&container, "ci"), owned(&container, "ci")), (0, 61));
+    container.snapshot("ci", "copy").unwrap();
+    assert_eq!(container.hydrate("ci").unwrap(), None, "it stays real");
+    assert!(contents(&container, "ci") == before && contents(&container, "copy") == before);
+    container.close().unwrap();
+    assert_eq!(check(&*disk).unwrap().outcome(), Outcome::Clean);
+}
