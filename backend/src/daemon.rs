@@ -108,6 +108,8 @@ pub(crate) enum Event {
         source: String,
         /// Why not.
         reason: String,
+        /// Front ends that were refused since the last event of this kind, this one included.
+        refusals: u64,
     },
     /// The container takes no more changes.
     ContainerFailed {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use pitstop_format::{Container, FileDisk, Volume};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
@@ -160,6 +161,7 @@ impl Export {
                 container: resources.container.clone(),
                 sizes: Arc::clone(&resources.sizes),
                 events: Arc::clone(&resources.events),
+                refusals: Mutex::default(),
             }),
             connected: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -341,6 +343,10 @@ fn serve(door: &Door, served: &Served, shared: &Shared) {
         Door::Listener { listener, .. } => {
             while let Some(stream) = next_connection(listener, served, shared) {
                 connected(stream, Some(listener), served, shared);
+                let pause = shared.refresh.as_ref().map_or(Duration::ZERO, RefreshOnConnect::pause);
+                if !pause.is_zero() {
+                    wait_readable([Some(shared.wake.as_raw_fd())], pause.as_millis() as libc::c_int);
+                }
             }
         }
     }
@@ -374,7 +380,7 @@ fn connected(stream: UnixStream, listener: Option<&UnixListener>, served: &Serve
     log::info!("{}: front end connected", served.name);
     let (level, how) = match serve_messages(stream, listener, served, shared) {
         Ok(()) => (log::Level::Info, "disconnected".to_owned()),
-        Err(error @ SessionError::NotRefreshed(_)) => (log::Level::Warn, error.to_string()),
+        Err(SessionError::NotRefreshed(error)) => (error.level(), error.to_string()),
         Err(error) => (log::Level::Info, format!("disconnected: {error}")),
     };
     *lock(&shared.stream) = None;

@@ -14,6 +14,7 @@ mod daemon;
 mod dataplane;
 mod events;
 mod export;
+mod failure_log;
 mod jobs;
 mod logging;
 mod on_connect;

@@ -8,6 +8,7 @@ mod common;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use common::client::{Client, Style};
 use common::{Daemon, PATIENCE, Place, Qmp, VOLUME_LEN, text, wait_until};
@@ -184,6 +185,43 @@ fn without_its_source_a_connection_is_refused_until_there_is_one_again() {
     drop((ci, qmp));
     scene.stop();
     assert_eq!(scene.place.read_volume("kept")[..4096], [8; 4096], "refused connections changed nothing");
+}
+
+/// Without the source, `ci` is knocked at again and again.
+// rules: SNP-44, CTL-93
+#[test]
+fn front_ends_that_come_again_and_again_are_paced_and_told_of_once() {
+    let mut scene = Scene::new();
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-volume-rename", json!({"name": "golden", "new-name": "moved"}));
+    let (started, mut refused) = (Instant::now(), 0);
+    while started.elapsed() < Duration::from_secs(2) {
+        scene.assert_refused();
+        refused += 1;
+    }
+    // After 0, 100, 300, 700, 1200 and 1700 ms; the last waits until 2200 ms.
+    assert!((2..=7).contains(&refused), "{refused} in {:?}", started.elapsed());
+    assert_eq!(qmp.event("X_PITSTOP_REFRESH_FAILED")["refusals"], 1);
+    assert_eq!(scene.log().matches("cannot be refreshed").count(), 1);
+    // Deleting the export does not wait for the pause; the best of some tries, as the machine may be busy.
+    let addr = json!({"type": "unix", "path": text(&scene.place.path("ci"))});
+    let export = json!({"type": "vhost-user-blk", "id": "ci", "node-name": "ci", "writable": true, "addr": addr,
+        "x-pitstop-refresh-on-connect": "golden"});
+    let deleted_in = [(); 3].map(|()| {
+        (0..4).for_each(|_| scene.assert_refused());
+        let since = Instant::now();
+        qmp.order("block-export-del", json!({"id": "ci", "mode": "hard"}));
+        let took = since.elapsed();
+        qmp.event("BLOCK_EXPORT_DELETED");
+        qmp.order("x-pitstop-volume-rename", json!({"name": "moved", "new-name": "golden"}));
+        qmp.order("block-export-add", export.clone());
+        assert_eq!(scene.guest("ci").read(0, 4096), [0; 4096], "it is refreshed as soon as there is a source");
+        qmp.order("x-pitstop-volume-rename", json!({"name": "golden", "new-name": "moved"}));
+        took
+    });
+    assert!(deleted_in.iter().min() < Some(&Duration::from_millis(250)), "{deleted_in:?}");
+    drop(qmp);
+    scene.stop();
 }
 
 // rule: SNP-41, SNP-9

@@ -213,8 +213,9 @@ impl Forwarder {
             Event::VolumeRefreshed { volume, source } => {
                 self.hub.broadcast("X_PITSTOP_VOLUME_REFRESHED", json!({"name": volume, "source": source}));
             }
-            Event::RefreshFailed { id, volume, source, reason } => {
-                let data = json!({"id": id, "node-name": volume, "source": source, "reason": reason});
+            Event::RefreshFailed { id, volume, source, reason, refusals } => {
+                let data = json!({"id": id, "node-name": volume, "source": source, "reason": reason,
+                    "refusals": refusals});
                 self.hub.broadcast("X_PITSTOP_REFRESH_FAILED", data);
             }
             Event::ContainerFailed { reason } => {

@@ -5,7 +5,6 @@
 //! a worker. Invariant: when a worker has ended, no operation of its queue is under way. Does not: speak vhost-user.
 
 mod buffers;
-mod failure_log;
 mod polling;
 mod ring;
 mod task;

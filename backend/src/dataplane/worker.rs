@@ -19,13 +19,13 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::HostBuffer;
-use super::failure_log::FailureLog;
 use super::polling::Polling;
 use super::task::{Advance, Context, Task, Tasks, Work};
 use super::transfer::Transfers;
 use super::wake::Signal;
 use super::{CallSlot, DataDisk, Durability, QueueSetup};
 use crate::config::{Access, OnNoSpace};
+use crate::failure_log::FailureLog;
 use crate::jobs::QueueActivity;
 use crate::session::memory::GuestMap;
 use crate::trouble::{Operation, Trouble, is_no_space};

@@ -1,7 +1,7 @@
-//! Keeps a queue's log readable when its requests fail by the thousand.
+//! Keeps the log readable when requests, or connections, fail by the thousand.
 //!
 //! The first failure is told at once, then at most one in [`PERIOD`] with the number of those kept back. Does not: write
-//! the log (`worker`).
+//! the log.
 
 use std::time::{Duration, Instant};
 
