@@ -231,6 +231,15 @@ pub(crate) enum Error {
         /// The error that paused it, if one did.
         reason: Option<String>,
     },
+    /// Jobs that do nothing are not waited for.
+    #[error(
+        "jobs {} are paused; let them go on with `pitstop job resume`, then wait again",
+        printable(&.ids.join(", "))
+    )]
+    JobsPaused {
+        /// The jobs.
+        ids: Vec<String>,
+    },
     /// A job has ended before its work was done.
     #[error(
         "job {} has ended, but {} is not real: the job was cancelled, or the volume was refreshed, restored or deleted",

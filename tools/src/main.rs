@@ -382,7 +382,7 @@ enum JobVerb {
         #[command(flatten)]
         show: Show,
     },
-    /// Wait until a job has ended, or all have
+    /// Wait until a job has ended, or all have that are not paused
     ///
     /// On a container that nobody holds, this command does the jobs' work. It fails if a job is paused or given up.
     #[command(after_help = "Examples:\n  pitstop job wait disks.pit\n  pitstop job wait disks.pit hydrate-17")]

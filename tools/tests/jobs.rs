@@ -148,3 +148,31 @@ fn orders_to_jobs_are_kept() {
     assert_eq!(pit.ok(&["job", "wait", "disks.pit"]), "");
     assert_whole(&pit, "ci");
 }
+
+// rule: JOB-14
+#[test]
+fn waiting_for_all_jobs_waits_for_those_that_run() {
+    let pit = pit();
+    for name in ["other", "third"] {
+        pit.ok(&["snapshot", "disks.pit", "golden", name]);
+    }
+    for name in ["ci", "other", "third"] {
+        let mut child =
+            pit.command(&["hydrate", "disks.pit", name, "--speed", "512K"]).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        signal(&child, "INT");
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+    let jobs = pit.json(&["job", "list", "disks.pit"]);
+    let [first, second, third] = [0, 1, 2].map(|job| jobs[job]["id"].as_str().unwrap());
+    for id in [first, third] {
+        pit.ok(&["job", "pause", "disks.pit", id]);
+    }
+    pit.ok(&["job", "set-speed", "disks.pit", second, "--speed", "0"]);
+    let message = pit.fails(&["job", "wait", "disks.pit"]);
+    assert!(message.contains(&format!("jobs {first}, {third} are paused")), "{message}");
+    assert_eq!(["ci", "other", "third"].map(|name| state(&pit, name)), ["hydrating", "real", "hydrating"]);
+    pit.ok(&["job", "cancel", "disks.pit", third]);
+    let message = pit.fails(&["job", "wait", "disks.pit"]);
+    assert!(message.contains(&format!("job {first} is paused")), "{message}");
+}

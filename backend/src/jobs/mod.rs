@@ -39,6 +39,21 @@ const VOID: &str = "the volume was deleted, refreshed or restored";
 /// Result of an order.
 pub(crate) type Result<T> = std::result::Result<T, JobError>;
 
+/// A job whose steps wait for the end of an order, whatever that comes to.
+struct Held<'a> {
+    jobs: &'a Jobs,
+    number: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(job) = self.jobs.lock().by_number(self.number) {
+            job.held = false;
+        }
+        self.jobs.changed.notify_all();
+    }
+}
+
 /// The jobs of a daemon.
 pub(crate) struct Jobs {
     container: Container,
@@ -219,6 +234,35 @@ impl Jobs {
         apply: impl FnOnce(&Self, &mut Job),
     ) -> Result<()> {
         let _one = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.hold(id, verb)?;
+        let (work, settings) = {
+            let mut list = self.wait_for_step(self.lock(), held.number);
+            let job = match list.by_number(held.number) {
+                // The step has ended it.
+                Some(Job { state: state @ JobState::Concluded, .. }) => {
+                    return Err(JobError::BadVerb { id: id.to_owned(), state: *state, verb });
+                }
+                Some(job) if !job.is_over() => job,
+                _ => return Err(JobError::NotFound),
+            };
+            (Arc::clone(&job.work), Settings { paused: job.told_to_pause, speed: job.limit.speed() })
+        };
+        let kept = keep(work.as_ref(), settings);
+        let mut list = self.lock();
+        let result = match (list.by_number(held.number), kept) {
+            (Some(job), Ok(())) => {
+                apply(self, job);
+                Ok(())
+            }
+            (Some(_), Err(text)) => Err(JobError::NotKept(text)),
+            (None, _) => Err(JobError::NotFound),
+        };
+        self.forget(&mut list);
+        result
+    }
+
+    /// Holds the job `id`, if it takes the order: no step of it begins.
+    fn hold(&self, id: &str, verb: Verb) -> Result<Held<'_>> {
         let mut list = self.lock_as_it_is();
         let job = self.find(&mut list, id, verb)?;
         match verb {
@@ -227,37 +271,7 @@ impl Jobs {
             _ => {}
         }
         job.held = true;
-        let number = job.number;
-        let mut list = self.wait_for_step(list, number);
-        let job = match list.by_number(number) {
-            // The step has ended it.
-            Some(Job { state: state @ JobState::Concluded, .. }) => {
-                return Err(JobError::BadVerb { id: id.to_owned(), state: *state, verb });
-            }
-            Some(job) if !job.is_over() => job,
-            _ => return Err(JobError::NotFound),
-        };
-        let work = Arc::clone(&job.work);
-        let settings = Settings { paused: job.told_to_pause, speed: job.limit.speed() };
-        drop(list);
-        let kept = keep(work.as_ref(), settings);
-        let mut list = self.lock();
-        let result = match (list.by_number(number), kept) {
-            (Some(job), Ok(())) => {
-                job.held = false;
-                apply(self, job);
-                Ok(())
-            }
-            (Some(job), Err(text)) => {
-                job.held = false;
-                Err(JobError::NotKept(text))
-            }
-            (None, _) => Err(JobError::NotFound),
-        };
-        self.forget(&mut list);
-        drop(list);
-        self.changed.notify_all();
-        result
+        Ok(Held { jobs: self, number: job.number })
     }
 
     fn wait_for_step<'a>(&'a self, mut list: MutexGuard<'a, List>, number: u64) -> MutexGuard<'a, List> {

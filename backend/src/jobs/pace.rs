@@ -124,9 +124,11 @@ impl Limit {
         self.speed
     }
 
-    /// Sets another limit, that counts from now on.
+    /// Sets another limit, that counts from now on; what the last step moved beyond the old one has still to be evened out.
     pub(super) fn set(&mut self, speed: u64, now: Instant) {
+        let owed_bytes = self.even_at.saturating_duration_since(now).as_secs_f64() * self.speed as f64;
         *self = Self::new(speed, now);
+        self.owe(owed_bytes);
     }
 
     /// `budget`, or less if the limit would take long to even it out.
@@ -139,10 +141,14 @@ impl Limit {
 
     /// A step that began at `started` has moved `bytes`.
     pub(super) fn spend(&mut self, bytes: u64, started: Instant) {
+        // What was not used is not saved up: no bursts.
+        self.even_at = self.even_at.max(started);
+        self.owe(bytes as f64);
+    }
+
+    fn owe(&mut self, bytes: f64) {
         if self.speed > 0 {
-            let cost = bytes as f64 / self.speed as f64;
-            // What was not used is not saved up: no bursts.
-            self.even_at = self.even_at.max(started) + Duration::from_secs_f64(cost.min(1e6));
+            self.even_at += Duration::from_secs_f64((bytes / self.speed as f64).min(1e6));
         }
     }
 

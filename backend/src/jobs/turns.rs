@@ -4,6 +4,7 @@
 //! begins; stopping waits for one step at most. Does not: know what the jobs do.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +34,18 @@ struct Turn {
     number: u64,
     work: Arc<dyn Work>,
     budget_bytes: u64,
+}
+
+impl Turn {
+    /// Makes the step. One that panics fails like any other: nobody waits for it, or for other jobs, for ever (JOB-15).
+    fn step(&self) -> Step {
+        // What it may have left half done is behind locks that whoever comes next takes as they are.
+        let step = || self.work.step(self.budget_bytes);
+        catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Step::Failed(format!("a defect of this program: {}", text.unwrap_or("it gives no reason")))
+        })
+    }
 }
 
 impl Turns {
@@ -74,7 +87,7 @@ impl Jobs {
                 }
             };
             drop(list);
-            let step = turn.work.step(turn.budget_bytes);
+            let step = turn.step();
             // Between steps nobody waits for a look.
             let progress = turn.work.look();
             let ended = Instant::now();

@@ -43,20 +43,49 @@ pub(crate) fn order(path: &Path, id: Option<&str>, order: JobOrder) -> Result<()
     })
 }
 
-/// Waits for the end of job `id` of the container `path`, or of all jobs that take orders, one after the other.
+/// Waits for the end of job `id` of the container `path`, or of all jobs that take orders and are not paused, one after the
+/// other; then says which were given up or are paused.
 pub(crate) fn wait(path: &Path, id: Option<&str>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
-    let done = session::with(path, Access::Change, |session| match id {
+    let (done, error) = session::with(path, Access::Change, |session| match id {
         Some(_) => {
             let job = chosen(session, id)?;
-            Ok(vec![until_end(session, &job, &stop)?])
+            Ok((until_end(session, &job, &stop)?, None))
         }
-        None => {
-            let jobs: Vec<JobView> = session.jobs()?.into_iter().filter(|job| !job.is_upkeep()).collect();
-            jobs.iter().map(|job| until_end(session, job, &stop)).collect()
-        }
+        None => until_all_end(session, &stop),
     })?;
-    render::print(&done.concat())
+    render::print(&done)?;
+    error.map_or(Ok(()), Err)
+}
+
+/// What came of the jobs that have ended, and what is to be said of the others.
+fn until_all_end(session: &mut dyn Session, stop: &AtomicBool) -> Result<(String, Option<Error>)> {
+    let mut left: Vec<JobView> = session.jobs()?.into_iter().filter(|job| !job.is_upkeep()).collect();
+    let (mut done, mut error) = (String::new(), None);
+    loop {
+        let mut paused = Vec::new();
+        for job in left {
+            match until_end(session, &job, stop) {
+                Ok(text) => done.push_str(&text),
+                Err(Error::JobPaused { reason, .. }) => paused.push((job, reason)),
+                Err(given_up @ Error::JobGivenUp { .. }) => error = error.or(Some(given_up)),
+                Err(error) => return Err(error),
+            }
+        }
+        // Some may have been resumed while others were waited for.
+        let now = session.jobs()?;
+        if paused.iter().all(|(job, _)| now.iter().any(|now| now.id == job.id && now.is_paused())) {
+            return Ok((done, error.or_else(|| all_paused(paused))));
+        }
+        left = paused.into_iter().map(|(job, _)| job).collect();
+    }
+}
+
+fn all_paused(mut jobs: Vec<(JobView, Option<String>)>) -> Option<Error> {
+    match jobs.pop()? {
+        (JobView { id, .. }, reason) if jobs.is_empty() => Some(Error::JobPaused { id, reason }),
+        last => Some(Error::JobsPaused { ids: jobs.into_iter().chain([last]).map(|(job, _)| job.id).collect() }),
+    }
 }
 
 /// The job `id`, or the only one that takes orders.

@@ -1,6 +1,7 @@
 //! Tests of the jobs on work that is not real: JOB-1 to JOB-8.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
@@ -18,6 +19,8 @@ struct Fake {
     state: Mutex<FakeState>,
     /// While locked, steps do not end.
     gate: Mutex<()>,
+    /// The next step, or order, panics.
+    panics: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,6 +43,10 @@ impl Fake {
     fn moved(&self) -> u64 {
         self.lock().moved
     }
+
+    fn panic_if_told_to(&self) {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "out of order");
+    }
 }
 
 impl Work for Fake {
@@ -58,6 +65,7 @@ impl Work for Fake {
     }
 
     fn step(&self, budget_bytes: u64) -> Step {
+        self.panic_if_told_to();
         self.lock().steps_begun += 1;
         let _gate = self.gate.lock().unwrap();
         let mut state = self.lock();
@@ -71,6 +79,7 @@ impl Work for Fake {
     }
 
     fn keep(&self, settings: Settings) -> std::result::Result<(), String> {
+        self.panic_if_told_to();
         let mut state = self.lock();
         if let Some(text) = &state.refuses {
             return Err(text.clone());
@@ -247,6 +256,34 @@ fn an_order_waits_for_the_step_under_way() {
         }
         assert_eq!(bench.state("a"), None);
     }
+}
+
+/// rules: JOB-15, JOB-4
+#[test]
+fn a_step_that_panics_fails_its_job_alone() {
+    let bench = Bench::new();
+    let bad = Arc::new(Fake { panics: AtomicBool::new(true), ..Fake::default() });
+    bench.jobs.add("bad".to_owned(), bad, Settings::default(), Dismissal::Auto);
+    wait_until(|| bench.state("bad") == Some(JobState::Paused));
+    assert_eq!(bench.jobs.get("bad").unwrap().error.as_deref(), Some("a defect of this program: out of order"));
+    bench.add("good", Settings::default(), Dismissal::Auto);
+    bench.states("good", JobState::Null);
+    bench.jobs.resume("bad").unwrap();
+    bench.states("bad", JobState::Null);
+}
+
+/// rule: JOB-15
+#[test]
+fn an_order_that_panics_holds_up_no_job() {
+    let bench = Bench::idle();
+    let fake = bench.add("a", PAUSED, Dismissal::Auto);
+    fake.panics.store(true, Ordering::SeqCst);
+    thread::scope(|scope| assert!(scope.spawn(|| bench.jobs.resume("a")).join().is_err()));
+    bench.jobs.resume("a").unwrap();
+    assert!(!bench.jobs.lock().jobs[0].held);
+    fake.panics.store(true, Ordering::SeqCst);
+    thread::scope(|scope| assert!(scope.spawn(|| bench.jobs.pause("a")).join().is_err()));
+    assert!(!bench.jobs.lock().jobs[0].held, "its steps go on");
 }
 
 /// rule: JOB-1

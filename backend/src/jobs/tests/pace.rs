@@ -37,6 +37,21 @@ fn what_a_limit_left_unused_is_not_saved_up() {
     assert_eq!(limit.ready_at(), later + Duration::from_secs(1));
 }
 
+/// rule: JOB-13
+#[test]
+fn a_new_limit_forgives_nothing() {
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    let mut limit = Limit::new(1 << 20, start);
+    limit.spend(4 << 20, start);
+    limit.set(1 << 20, start + second);
+    assert_eq!(limit.ready_at(), start + 4 * second);
+    limit.set(3 << 20, start + second);
+    assert_eq!(limit.ready_at(), start + 2 * second);
+    limit.set(1 << 20, start + 3 * second);
+    assert_eq!(limit.ready_at(), start + 3 * second, "nothing is owed any more");
+}
+
 #[test]
 fn a_new_limit_counts_at_once() {
     let start = Instant::now();
