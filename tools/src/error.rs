@@ -231,6 +231,17 @@ pub(crate) enum Error {
         /// The error that paused it, if one did.
         reason: Option<String>,
     },
+    /// Copies of copies of copies, and so on.
+    #[error(
+        "copies are nested {levels} levels deep, more than {most} are not shown as JSON; `pitstop list --output json` has \
+         the origin of each volume, and a name after `tree` shows the part from that volume on"
+    )]
+    TooDeep {
+        /// Levels of copies.
+        levels: usize,
+        /// Most levels that are shown.
+        most: usize,
+    },
     /// Jobs that do nothing are not waited for.
     #[error(
         "jobs {} are paused; let them go on with `pitstop job resume`, then wait again",

@@ -1,40 +1,87 @@
 //! Hierarchies: primary volumes and the copies made from them.
 //!
 //! Invariant: every volume is shown exactly once. A volume whose source is gone is a root. Refreshing a source from its
-//! own copy makes a circle of origins: it is cut at the oldest copy, which the newer ones have overtaken. Does not: render.
+//! own copy makes a circle of origins: it is cut at the oldest copy, which the newer ones have overtaken. Whoever makes
+//! copies of copies decides how deep a hierarchy is: work is in proportion to the volumes, and nothing here recurs deeper
+//! than [`MOST_NESTED`]. Does not: render.
 
 use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
+use crate::error::{Error, Result};
 use crate::view::VolumeView;
 
-/// A volume and the copies made from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Levels of copies that are nested in JSON: programs that read it do not take any number.
+pub(crate) const MOST_NESTED: usize = 400;
+
+/// A volume in a list of hierarchies, in which each volume is followed by the copies made from it, and their copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
-    #[serde(flatten)]
     pub(crate) volume: VolumeView,
-    pub(crate) copies: Vec<Node>,
+    /// Levels below its root.
+    pub(crate) depth: usize,
 }
 
-/// The volume `name`, with the copies made from it.
-pub(crate) fn find<'a>(nodes: &'a [Node], name: &str) -> Option<&'a Node> {
-    nodes.iter().find_map(|node| if node.volume.name == name { Some(node) } else { find(&node.copies, name) })
+/// A volume and the copies made from it, for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Nested<'a> {
+    #[serde(flatten)]
+    volume: &'a VolumeView,
+    copies: Vec<Nested<'a>>,
 }
 
-/// Builds the hierarchies; roots and copies keep the order of `volumes`.
+/// Lists the hierarchies; roots and copies keep the order of `volumes`.
 pub(crate) fn hierarchies(volumes: Vec<VolumeView>) -> Vec<Node> {
     let sources = sources(&volumes);
     let mut copies_of: HashMap<Option<u64>, Vec<VolumeView>> = HashMap::new();
     for volume in volumes {
         copies_of.entry(sources.get(&volume.id).copied()).or_default().push(volume);
     }
-    take(&mut copies_of, None)
+    let mut copies = |source, depth| {
+        let volumes = copies_of.remove(&source).unwrap_or_default();
+        volumes.into_iter().rev().map(move |volume| Node { volume, depth })
+    };
+    let mut nodes = Vec::new();
+    let mut left: Vec<Node> = copies(None, 0).collect();
+    while let Some(node) = left.pop() {
+        left.extend(copies(Some(node.volume.id), node.depth + 1));
+        nodes.push(node);
+    }
+    nodes
 }
 
-fn take(copies_of: &mut HashMap<Option<u64>, Vec<VolumeView>>, source: Option<u64>) -> Vec<Node> {
-    let volumes = copies_of.remove(&source).unwrap_or_default();
-    volumes.into_iter().map(|volume| Node { copies: take(copies_of, Some(volume.id)), volume }).collect()
+/// The part of the hierarchies from the volume `name` on.
+pub(crate) fn part(nodes: Vec<Node>, name: &str) -> Option<Vec<Node>> {
+    let mut from_it = nodes.into_iter().skip_while(|node| node.volume.name != name);
+    let root = from_it.next()?;
+    let depth = root.depth;
+    let below = from_it.take_while(|node| node.depth > depth);
+    let nodes = std::iter::once(root).chain(below);
+    Some(nodes.map(|node| Node { depth: node.depth - depth, ..node }).collect())
+}
+
+/// The hierarchies as programs get them.
+///
+/// # Errors
+/// [`Error::TooDeep`] if there are too many levels of copies.
+pub(crate) fn nested(nodes: &[Node]) -> Result<Vec<Nested<'_>>> {
+    let levels = nodes.iter().map(|node| node.depth).max().unwrap_or(0);
+    if levels > MOST_NESTED {
+        return Err(Error::TooDeep { levels, most: MOST_NESTED });
+    }
+    // By depth: those that have been made and whose source is still to come.
+    let mut made: Vec<Vec<Nested<'_>>> = (0..levels + 2).map(|_| Vec::new()).collect();
+    for Node { volume, depth } in nodes.iter().rev() {
+        let mut copies = made.get_mut(depth + 1).map(std::mem::take).unwrap_or_default();
+        copies.reverse();
+        if let Some(made) = made.get_mut(*depth) {
+            made.push(Nested { volume, copies });
+        }
+    }
+    let mut roots = made.swap_remove(0);
+    roots.reverse();
+    Ok(roots)
 }
 
 /// The source of each copy whose source still exists, without circles.
@@ -48,31 +95,23 @@ fn sources(volumes: &[VolumeView]) -> HashMap<u64, u64> {
             instants.insert(volume.id, origin.instant_unix_ns);
         }
     }
-    for volume in volumes {
-        let circle = circle_from(volume.id, &sources);
-        if let Some(oldest) = circle.iter().min_by_key(|id| (instants.get(id), **id)) {
-            sources.remove(oldest);
+    // In which walk from copy to source each volume was met first.
+    let mut met: HashMap<u64, usize> = HashMap::new();
+    for (walk, volume) in volumes.iter().enumerate() {
+        let mut next = Some(volume.id);
+        while let Some(id) = next.filter(|id| !met.contains_key(id)) {
+            met.insert(id, walk);
+            next = sources.get(&id).copied();
+        }
+        // A walk that comes to where it has been goes round.
+        if let Some(id) = next.filter(|id| met.get(id) == Some(&walk)) {
+            let round = std::iter::successors(Some(id), |at| sources.get(at).copied().filter(|&next| next != id));
+            if let Some(oldest) = round.min_by_key(|id| (instants.get(id), *id)) {
+                sources.remove(&oldest);
+            }
         }
     }
     sources
-}
-
-/// The circle of origins that `start` is part of; empty if it is in none.
-fn circle_from(start: u64, sources: &HashMap<u64, u64>) -> Vec<u64> {
-    let mut way = vec![start];
-    let mut seen = HashSet::from([start]);
-    let mut at = start;
-    while let Some(next) = sources.get(&at) {
-        if *next == start {
-            return way;
-        }
-        if !seen.insert(*next) {
-            return Vec::new();
-        }
-        way.push(*next);
-        at = *next;
-    }
-    Vec::new()
 }
 
 #[cfg(test)]
@@ -81,9 +120,13 @@ mod tests {
     use crate::render::tests::volume;
 
     fn shape(nodes: &[Node]) -> String {
+        of_nested(&nested(nodes).unwrap())
+    }
+
+    fn of_nested(nodes: &[Nested<'_>]) -> String {
         let texts: Vec<String> = nodes
             .iter()
-            .map(|node| match shape(&node.copies).as_str() {
+            .map(|node| match of_nested(&node.copies).as_str() {
                 "" => node.volume.name.clone(),
                 copies => format!("{}({copies})", node.volume.name),
             })
@@ -100,7 +143,27 @@ mod tests {
             volume(4, "ci-1-before", Some((2, "ci-1", 30))),
             volume(5, "other", None),
         ];
-        assert_eq!(shape(&hierarchies(volumes)), "golden(ci-1(ci-1-before) ci-2) other");
+        let nodes = hierarchies(volumes);
+        assert_eq!(shape(&nodes), "golden(ci-1(ci-1-before) ci-2) other");
+        for (name, expected) in [("golden", "golden(ci-1(ci-1-before) ci-2)"), ("ci-1", "ci-1(ci-1-before)")] {
+            assert_eq!(shape(&part(nodes.clone(), name).unwrap()), expected);
+        }
+        assert_eq!(part(nodes, "nobody"), None);
+    }
+
+    /// Copies of copies of copies; and the same in a circle.
+    #[test]
+    fn any_depth_takes_little_stack_and_time() {
+        const LEVELS: u64 = 100_000;
+        for root in [None, Some((LEVELS, "last", 5))] {
+            let source = |id: u64| if id == 1 { root } else { Some((id - 1, "source", 10)) };
+            let volumes = (1..=LEVELS).map(|id| volume(id, &format!("v-{id}"), source(id))).collect();
+            let nodes = hierarchies(volumes);
+            let depths = nodes.iter().map(|node| node.depth as u64);
+            assert!(depths.eq(0..LEVELS) && nodes.iter().map(|node| node.volume.id).eq(1..=LEVELS));
+            assert!(matches!(nested(&nodes), Err(Error::TooDeep { levels: 99_999, .. })));
+            assert_eq!(part(nodes, "v-99990").unwrap().len(), 11);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the roots first, and tells how many it leaves out, and where. Whatever text comes from a container is escaped
 //! ([`escaped`]) and cut to its place. Does not: fetch anything, or know fonts: names are in the viewer's fixed-width one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
 use crate::hierarchy::Node;
 use crate::maps::MapTotals;
@@ -52,43 +52,20 @@ pub(crate) enum Line<'a> {
 }
 
 /// The rows of a picture: whole levels as long as there is room, each volume below its source.
-pub(crate) fn lines(roots: &[Node]) -> Vec<Line<'_>> {
-    let mut drawn = HashSet::new();
-    let mut next: VecDeque<&Node> = roots.iter().collect();
-    while let Some(node) = next.pop_front().filter(|_| drawn.len() < MOST_VOLUMES) {
-        drawn.insert(node.volume.id);
-        next.extend(&node.copies);
-    }
+pub(crate) fn lines(nodes: &[Node]) -> Vec<Line<'_>> {
+    let mut nearest: Vec<usize> = (0..nodes.len()).collect();
+    nearest.sort_by_key(|&index| nodes.get(index).map(|node| node.depth));
+    let drawn: HashSet<usize> = nearest.into_iter().take(MOST_VOLUMES).collect();
     let mut lines = Vec::new();
-    add(roots, 0, &drawn, &mut lines);
-    lines
-}
-
-/// Adds those of `nodes` that are drawn, with what is below them; no deeper than there are volumes drawn.
-fn add<'a>(nodes: &'a [Node], depth: usize, drawn: &HashSet<u64>, lines: &mut Vec<Line<'a>>) {
-    let mut left_out = 0;
-    for node in nodes {
-        if drawn.contains(&node.volume.id) {
-            lines.push(Line::Volume { volume: &node.volume, depth });
-            add(&node.copies, depth + 1, drawn, lines);
-        } else {
-            left_out += size_of(node);
+    for (index, Node { volume, depth }) in nodes.iter().enumerate() {
+        match lines.last_mut() {
+            _ if drawn.contains(&index) => lines.push(Line::Volume { volume, depth: *depth }),
+            // What stands below a volume that is left out is, too.
+            Some(Line::LeftOut { volumes, depth: of }) if *of <= *depth => *volumes += 1,
+            _ => lines.push(Line::LeftOut { volumes: 1, depth: *depth }),
         }
     }
-    if left_out > 0 {
-        lines.push(Line::LeftOut { volumes: left_out, depth });
-    }
-}
-
-/// Volumes in a hierarchy, however deep it is.
-fn size_of(node: &Node) -> usize {
-    let mut volumes = 0;
-    let mut left = vec![node];
-    while let Some(node) = left.pop() {
-        volumes += 1;
-        left.extend(&node.copies);
-    }
-    volumes
+    lines
 }
 
 /// Volumes that are drawn, and that are left out.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::info;
 use crate::error::{Error, Result};
-use crate::hierarchy::{Node, find, hierarchies};
+use crate::hierarchy::{Node, hierarchies, nested, part};
 use crate::image::{Overwrite, Target};
 use crate::maps::MapTotals;
 use crate::picture::{self, Line, Picture};
@@ -14,17 +14,23 @@ use crate::session::{self, Access, Session};
 use crate::size::human;
 use crate::view::VolumeView;
 
+/// Levels that are indented further and further; deeper ones say how deep they are.
+const MOST_INDENTS: usize = 30;
+
 /// Draws the hierarchies of the container `path`, or the part from `name` on.
 pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()> {
-    let roots = session::with(path, Access::Read, |session| roots(session, name))?;
-    render::show(output, &roots, |roots| draw(roots))
+    let nodes = session::with(path, Access::Read, |session| nodes(session, name))?;
+    match output {
+        Output::Human => render::print(&draw(&nodes)),
+        Output::Json => render::show(output, &nested(&nodes)?, |_| String::new()),
+    }
 }
 
 /// As [`run`], as a picture in the new file `file`.
 pub(crate) fn run_picture(path: &Path, name: Option<&str>, file: &Path, overwrite: Overwrite) -> Result<()> {
     let (svg, drawn, left_out) = session::with(path, Access::Read, |session| {
-        let roots = roots(session, name)?;
-        let lines = picture::lines(&roots);
+        let nodes = nodes(session, name)?;
+        let lines = picture::lines(&nodes);
         let mut maps = HashMap::new();
         for line in &lines {
             if let Line::Volume { volume, .. } = line
@@ -48,11 +54,10 @@ pub(crate) fn run_picture(path: &Path, name: Option<&str>, file: &Path, overwrit
     })
 }
 
-fn roots(session: &mut dyn Session, name: Option<&str>) -> Result<Vec<Node>> {
-    let roots = hierarchies(session.volumes()?);
-    let Some(name) = name else { return Ok(roots) };
-    let found = find(&roots, name).cloned();
-    Ok(vec![found.ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })?])
+fn nodes(session: &mut dyn Session, name: Option<&str>) -> Result<Vec<Node>> {
+    let nodes = hierarchies(session.volumes()?);
+    let Some(name) = name else { return Ok(nodes) };
+    part(nodes, name).ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })
 }
 
 /// What a volume consists of; `None` if it has gone or got another name since it was listed, or gets new heads all the
@@ -68,26 +73,46 @@ fn map(session: &mut dyn Session, volume: &VolumeView) -> Result<Option<MapTotal
     }
 }
 
-fn draw(roots: &[Node]) -> String {
-    if roots.is_empty() {
+fn draw(nodes: &[Node]) -> String {
+    if nodes.is_empty() {
         return "no volumes; make one with `pitstop volume create` or `pitstop import`\n".to_owned();
     }
-    let mut lines = Vec::new();
-    for root in roots {
-        lines.push((printable(&root.volume.name), facts(&root.volume)));
-        draw_copies(&root.copies, "", &mut lines);
+    let last = last_copies(nodes);
+    // Whether what stands above the next volume, level by level, is the last copy of its source.
+    let mut above: Vec<bool> = Vec::new();
+    let mut lines = Vec::with_capacity(nodes.len());
+    for (Node { volume, depth }, is_last) in nodes.iter().zip(last) {
+        above.truncate(*depth);
+        above.push(is_last);
+        let shown = (*depth).min(MOST_INDENTS);
+        let mut left: String = above.iter().take(shown).skip(1).map(|last| if *last { "    " } else { "│   " }).collect();
+        left += match (depth, is_last) {
+            (0, _) => "",
+            (_, true) => "└── ",
+            (_, false) => "├── ",
+        };
+        if *depth > MOST_INDENTS {
+            left += &format!("[{depth}] ");
+        }
+        lines.push((left + &printable(&volume.name), facts(volume)));
     }
     let width = lines.iter().map(|(left, _)| left.chars().count()).max().unwrap_or(0);
     let pad = |left: &str| " ".repeat(width - left.chars().count() + 2);
     lines.iter().map(|(left, facts)| format!("{left}{}{facts}\n", pad(left))).collect()
 }
 
-fn draw_copies(copies: &[Node], indent: &str, lines: &mut Vec<(String, String)>) {
-    for (index, copy) in copies.iter().enumerate() {
-        let (branch, below) = if index + 1 == copies.len() { ("└── ", "    ") } else { ("├── ", "│   ") };
-        lines.push((format!("{indent}{branch}{}", printable(&copy.volume.name)), facts(&copy.volume)));
-        draw_copies(&copy.copies, &format!("{indent}{below}"), lines);
+/// Whether each volume is the last copy of its source.
+fn last_copies(nodes: &[Node]) -> Vec<bool> {
+    // By depth: another copy of the same source comes below.
+    let mut follows: Vec<bool> = Vec::new();
+    let mut last = Vec::with_capacity(nodes.len());
+    for node in nodes.iter().rev() {
+        last.push(follows.get(node.depth) != Some(&true));
+        follows.resize(node.depth, false);
+        follows.push(true);
     }
+    last.reverse();
+    last
 }
 
 fn facts(volume: &VolumeView) -> String {
@@ -118,6 +143,17 @@ mod tests {
         let lines = draw(&hierarchies(volumes));
         let left: Vec<&str> = lines.lines().map(|line| line.split(" 20 GiB").next().unwrap().trim_end()).collect();
         assert_eq!(left, ["golden", "├── ci-1", "│   └── ci-1-before", "└── ci-2", "other"]);
+    }
+
+    #[test]
+    fn deep_copies_say_how_deep_they_are() {
+        let source = |id: u64| (id > 1).then(|| (id - 1, "source", 10));
+        let text = draw(&hierarchies((1..=100_000).map(|id| volume(id, &format!("v-{id}"), source(id))).collect()));
+        let lines: Vec<&str> = text.lines().collect();
+        let ends = [(30, "└── v-31 "), (31, "└── [31] v-32 "), (99_999, "└── [99999] v-100000 ")];
+        for (index, left) in ends {
+            assert!(lines[index].starts_with(&(" ".repeat(4 * 29) + left)), "{}", lines[index]);
+        }
     }
 
     #[test]
