@@ -625,8 +625,11 @@ fn a_volume_is_real_when_nothing_it_shows_is_anothers() {
     assert_eq!((golden.state, ci.state), (VolumeState::Real, VolumeState::Virtual));
     assert_eq!(golden.allocated_bytes, MIB + (256 << 10));
     assert_eq!(ci.allocated_bytes, 2 * (256 << 10));
+    let owners = || container.layers().iter().map(|layer| layer.owner).collect::<Vec<_>>();
+    assert_eq!(owners(), [golden.id, golden.id, ci.id].map(Some));
     container.delete_volume("golden").unwrap();
     let ci = find(&container, "ci");
+    assert_eq!(owners(), [Some(ci.id), None, Some(ci.id)], "golden's head is doomed");
     assert_eq!((ci.state, ci.allocated_bytes), (VolumeState::Real, MIB + 3 * (256 << 10)));
 }
 

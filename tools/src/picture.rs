@@ -213,14 +213,12 @@ impl Picture<'_> {
         }
     }
 
-    /// The layers from the head down, in the colours of whose they are (LAY-7).
+    /// The layers from the head down, in the colours of whose they are (CTL-94).
     fn stack(&self, svg: &mut Svg, volume: &VolumeView, y: usize) {
         let mut next = Some(volume.head);
-        let mut alone = true;
         let mut drawn = 0;
         while let Some(layer) = next.and_then(|id| self.layers.get(&id)).filter(|_| drawn < MOST_LAYERS) {
-            alone &= layer.children <= 1;
-            let own = layer.owner.map_or(alone, |owner| owner == volume.id);
+            let own = layer.owner == Some(volume.id);
             let x = LAYERS_X + drawn * LAYER_STEP;
             let (fill, ink) = match (layer.allocated_bytes, own) {
                 (0, _) => ("class=\"zero\"", "#4a5560"),

@@ -71,11 +71,11 @@ fn scene() -> (Vec<Node>, HashMap<u64, LayerView>, HashMap<u64, MapTotals>) {
     let layers = [
         layer(1, None, Some(1), 8 << 30, 3),
         layer(2, Some(1), Some(2), 2 << 30, 2),
-        layer(10, Some(1), None, 0, 0),
-        layer(11, Some(2), None, 1 << 30, 0),
-        layer(12, Some(1), None, 0, 0),
-        layer(13, Some(2), None, 256 << 10, 0),
-        layer(14, None, None, 20 << 30, 0),
+        layer(10, Some(1), Some(1), 0, 0),
+        layer(11, Some(2), Some(2), 1 << 30, 0),
+        layer(12, Some(1), Some(3), 0, 0),
+        layer(13, Some(2), Some(4), 256 << 10, 0),
+        layer(14, None, Some(5), 20 << 30, 0),
     ];
     let maps = [
         (1, map(8 << 30, 0, 0)),

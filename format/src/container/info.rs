@@ -1,5 +1,7 @@
 //! What a container holds, for people and programs.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -126,7 +128,7 @@ pub struct LayerInfo {
     pub kind: &'static str,
     /// The layer that shows through.
     pub parent: Option<LayerId>,
-    /// The volume whose data this is, if it is one volume's.
+    /// The volume whose own it is (LAY-7), if it is any volume's.
     pub owner: Option<VolumeId>,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -137,20 +139,17 @@ pub struct LayerInfo {
 }
 
 impl State {
-    /// The volume that alone stands on `layer`, if there is just one.
-    fn sole_user(&self, layer: LayerId) -> Option<VolumeId> {
-        let mut current = layer;
-        loop {
-            let record = self.layer_record(current);
-            if record.kind == LayerKind::Head {
-                return self.heads.get(&current).copied();
+    /// The volumes that alone stand on layers, by layer: each layer is passed once at most.
+    fn sole_users(&self) -> HashMap<LayerId, VolumeId> {
+        let mut users = HashMap::new();
+        for (&head, &volume) in &self.heads {
+            let mut next = Some(head);
+            while let Some(layer) = next.filter(|&layer| self.child_count(layer) <= 1) {
+                users.insert(layer, volume);
+                next = self.layer_record(layer).parent;
             }
-            let children = self.children.get(&current)?;
-            if children.len() != 1 {
-                return None;
-            }
-            current = *children.first()?;
         }
+        users
     }
 
     fn volume_info(&self, id: VolumeId) -> VolumeInfo {
@@ -242,6 +241,7 @@ impl Container {
     /// All layers, by id.
     pub fn layers(&self) -> Vec<LayerInfo> {
         let state = self.shared.lock();
+        let users = state.sole_users();
         let mut layers: Vec<LayerInfo> = state
             .slots()
             .iter()
@@ -255,7 +255,7 @@ impl Container {
                         LayerKind::Doomed => "doomed",
                     },
                     parent: record.parent,
-                    owner: record.owner.or_else(|| state.sole_user(record.id)),
+                    owner: record.owner.or_else(|| users.get(&record.id).copied()),
                     size_bytes: record.size,
                     allocated_bytes: state.slabs_of(record.id) * SLAB_LEN,
                     children: state.child_count(record.id) as u32,
