@@ -128,12 +128,12 @@ impl<'a> Site<'a> {
         let server = Server::pitstopd(self.place, &self.container, &["ci".to_owned()])?;
         wait_for_space(&server)?;
         let (used, length) = (used_bytes(&server)?, space(&self.container)?);
-        let before = written_bytes(server.pid())?;
+        let (qmp, before) = (server.qmp()?, written_bytes(server.pid())?);
         let guest = self.write(&server, writes)?;
         let cost = Cost {
             guest,
             space: used_bytes(&server)? - used,
-            written: server.end_and_count()? - before,
+            written: server.end_and_count(qmp)? - before,
             growth: space(&self.container)? - length,
         };
         pitstop(self.place, &["delete"], &self.container, &["ci"])?;
@@ -153,9 +153,9 @@ impl<'a> Site<'a> {
 
     fn storage_daemon(&self, image: &Path, writes: Writes) -> Result<Cost> {
         let server = Server::storage_daemon(self.place, &[image.to_owned()], Threads::Two)?;
-        let (length, before) = (space(image)?, written_bytes(server.pid())?);
+        let (qmp, length, before) = (server.qmp()?, space(image)?, written_bytes(server.pid())?);
         let guest = self.write(&server, writes)?;
-        let written = server.end_and_count()? - before;
+        let written = server.end_and_count(qmp)? - before;
         let space = space(image)? - length;
         Ok(Cost { guest, written, space, growth: space })
     }
