@@ -86,6 +86,7 @@ fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
         ("volume create", words(&["new", "--size", "1M"])),
         ("rename", words(&["ci-1", "ci-2"])),
         ("delete", words(&["ci-1"])),
+        ("set", words(&["ci-1", "--durability", "none"])),
         ("snapshot", words(&["golden", "ci-2"])),
         ("refresh", words(&["ci-1", "--source", "golden"])),
         ("hydrate", words(&["ci-1"])),
@@ -388,6 +389,7 @@ fn a_volume_that_does_not_exist_is_named() {
         ("tree", &["nobody"]),
         ("rename", &["nobody", "somebody"]),
         ("delete", &["nobody"]),
+        ("set", &["nobody", "--defined"]),
         ("snapshot", &["nobody", "ci-2"]),
         ("refresh", &["nobody", "--source", "golden"]),
         ("refresh", &["ci-1", "--source", "nobody"]),
@@ -671,6 +673,37 @@ fn a_killed_daemon_leaves_a_container_that_opens_and_holds_what_was_said() {
     let exported = scratch.file("exported");
     pitstop.run("export", &["ci-1", text(&exported)]);
     assert_eq!(sha256_of(&exported), sha256_of(&scratch.file("golden.raw")));
+}
+
+// rules: VOL-40, VOL-44 to VOL-47; req: R15, R31
+#[test]
+fn a_disposable_volume_is_undefined_after_a_kill_until_it_is_refreshed() {
+    let scratch = Scratch::new("cli-disposable");
+    let pitstop = small_container(&scratch);
+    pitstop.run("snapshot", &["golden", "ci-2"]);
+    let undefined = |name: &str| pitstop.json("list", &[name])[0]["undefined"].clone();
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    pitstop.run("set", &["ci-1", "--durability", "none"]);
+    daemon.stop();
+    assert_eq!(undefined("ci-1"), false);
+    Pitstopd::serve(&scratch, pitstop.container(), &exports).kill();
+    // A reader tells, and so does everybody else.
+    assert_eq!((undefined("ci-1"), undefined("ci-2")), (true.into(), false.into()));
+    assert_says(&Pitstopd::fails(pitstop.container(), &exports, &scratch.socket("control")), &["'ci-1' is undefined"]);
+    let target = scratch.file("exported");
+    assert_says(&pitstop.fails("export", &["ci-1", text(&target)]), &["'ci-1' is undefined", "refresh", "--defined"]);
+    assert!(!target.exists());
+    pitstop.assert_clean();
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &[]);
+    assert_eq!(undefined("ci-1"), true);
+    assert_says(&pitstop.fails("snapshot", &["ci-1", "copy"]), &["'ci-1' is undefined"]);
+    pitstop.run("refresh", &["ci-1", "--source", "golden"]);
+    assert_eq!(undefined("ci-1"), false);
+    pitstop.run("snapshot", &["ci-1", "copy"]);
+    daemon.stop();
+    pitstop.run("export", &["ci-1", text(&target)]);
+    assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
 }
 
 // rules: CHK-24, CTL-48; req: R30

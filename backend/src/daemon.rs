@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pitstop_format::{Container, FileDisk, NewCopy, Volume, VolumeId, VolumeInfo};
+use pitstop_format::{Container, Durability, FileDisk, NewCopy, Volume, VolumeChange, VolumeId, VolumeInfo};
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
 use crate::events::Events;
@@ -351,7 +351,11 @@ impl Daemon {
                 DaemonError::ExportExists { id }
             });
         }
-        let volume = self.container().volume(&config.volume)?;
+        // One that begins anew with every connection need not be defined before (VOL-45).
+        let volume = match &config.refresh_on_connect {
+            Some(_) => self.container().volume(&config.volume)?,
+            None => self.container().defined_volume(&config.volume)?,
+        };
         let shares = |served: &&Served| {
             served.volume == volume.id()
                 && (served.config.access == Access::ReadWrite || config.access == Access::ReadWrite)
@@ -402,8 +406,13 @@ impl Daemon {
     }
 
     /// Creates an empty volume.
-    pub(crate) fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
-        Ok(self.container().create_volume(name, size_bytes)?)
+    pub(crate) fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeInfo> {
+        Ok(self.container().create_volume_with(name, size_bytes, durability)?)
+    }
+
+    /// Changes what flushes of a volume promise, or takes an undefined one as it is; guests go on.
+    pub(crate) fn set_volume(&self, name: &str, change: VolumeChange) -> Result<VolumeInfo> {
+        Ok(self.container().set_volume(name, change)?)
     }
 
     /// Deletes a volume that is not exported.

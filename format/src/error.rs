@@ -109,6 +109,16 @@ pub enum Error {
         /// The volume.
         name: String,
     },
+    /// An unclean stop may have cost the volume what was flushed (VOL-44).
+    #[error(
+        "volume '{name}' is undefined: the container was not closed, and a volume of durability none may have lost then \
+         what its guest had flushed; refresh or restore it, delete it, or take it as it is with `pitstop set CONTAINER \
+         {name} --defined`"
+    )]
+    Undefined {
+        /// The volume.
+        name: String,
+    },
     /// The request does not lie within the volume or is not aligned to 512 bytes.
     #[error("request {start}..{end} is outside the volume of {size} bytes or not aligned to 512")]
     BadRange {

@@ -23,9 +23,9 @@ mod volume;
 
 pub use container::{
     BackgroundKind, BackgroundWork, ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange,
-    DiffStep, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend, LayerInfo,
-    Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo, VolumeInfo,
-    VolumeState,
+    DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend,
+    LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo,
+    VolumeChange, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Disk, HydrateEnd, HydrateStep, OpenMode, VolumeIo};
+use pitstop_format::{
+    Container, CreateOptions, Disk, Durability, HydrateEnd, HydrateStep, OpenMode, VolumeChange, VolumeIo,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -92,6 +94,7 @@ fn write_missing() {
         container.close().unwrap();
     });
     write("v1-journal.txt", &|disk| drop(build(disk)));
+    write("v1-disposable.txt", &|disk| build_disposable(disk));
     write("v1-hydrating.txt", &|disk| {
         let container = build(disk);
         let layer = container.hydrate("renamed").unwrap().unwrap();
@@ -102,6 +105,16 @@ fn write_missing() {
         container.settle(10_000).unwrap();
         container.close().unwrap();
     });
+}
+
+/// A disposable volume that is defined, one that is undefined, and one that an unclean stop has just left.
+fn build_disposable(disk: &Arc<SimDisk>) {
+    let container = build(disk);
+    container.set_volume("first", VolumeChange { durability: Some(Durability::None), defined: false }).unwrap();
+    drop(container);
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    container.set_volume("renamed", VolumeChange { durability: Some(Durability::None), defined: false }).unwrap();
+    container.commit().unwrap();
 }
 
 fn check_hierarchy(disk: &Arc<SimDisk>) {
@@ -138,6 +151,24 @@ fn an_empty_container_of_version_1_opens() {
 fn a_closed_container_of_version_1_opens() {
     write_missing();
     check_hierarchy(&load("v1-clean.txt"));
+}
+
+// rule: CAT-20, VOL-44
+#[test]
+fn disposable_volumes_of_version_1_are_known() {
+    write_missing();
+    let disk = load("v1-disposable.txt");
+    let state = |mode| {
+        let container = Container::open(disk.clone(), mode).unwrap();
+        let volumes = container.volumes().into_iter();
+        volumes.map(|volume| (volume.name, volume.durability, volume.undefined)).collect::<Vec<_>>()
+    };
+    let (flush, none) = (Durability::Flush, Durability::None);
+    let expected = [("first", none, true), ("golden", flush, false), ("renamed", none, true)];
+    let expected = expected.map(|(name, durability, undefined)| (name.to_owned(), durability, undefined));
+    assert_eq!(state(OpenMode::ReadOnly), expected);
+    assert_eq!(state(OpenMode::ReadWrite), expected);
+    check_hierarchy(&disk);
 }
 
 // rule: LAY-36

@@ -23,7 +23,7 @@ LIMIT_SECONDS = 20
 COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
-    "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-snapshot",
+    "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-volume-set", "x-pitstop-snapshot",
     "x-pitstop-refresh", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
@@ -90,6 +90,8 @@ async def volumes(client, watcher):
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-1"}
     text = "'qmp-\u00e9' is not a volume name"
     await expect_error(client, "GenericError", text, "x-pitstop-volume-create", name="qmp-\u00e9", size=1 << 20)
+    changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "durability": "none"})
+    assert (changed["volume"]["durability"], changed["volume"]["undefined"]) == ("none", False), changed
     await client.execute("x-pitstop-volume-rename", {"name": "qmp-1", "new-name": "qmp-2"})
     assert (await next_event(watcher, "X_PITSTOP_VOLUME_RENAMED"))["new-name"] == "qmp-2"
     await client.execute("x-pitstop-volume-delete", {"name": "qmp-2"})

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use pitstop_format::NewCopy;
+use pitstop_format::{NewCopy, VolumeChange};
 
 use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
@@ -39,6 +39,7 @@ use crate::verbs::export::Export;
 use crate::verbs::hydrate::{How, Wait};
 use crate::verbs::import::Import;
 use crate::verbs::rotate::History;
+use crate::view::DurabilityView;
 
 /// Work with Pitstop containers: files that hold many virtual disks, their snapshots and copies.
 ///
@@ -76,6 +77,32 @@ enum Verb {
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,
+    },
+    /// Set what flushes of a volume promise, or take an undefined volume as it is
+    ///
+    /// With durability none, for disposable disks, the guest's flushes return at once: it runs faster, and loses nothing
+    /// while the daemon ends in order. If the daemon is killed or the host fails, the volume is undefined: it is not
+    /// served, copied or exported until it has been refreshed. Other volumes, and copies made of it before, are not touched
+    /// by that.
+    #[command(
+        group = clap::ArgGroup::new("change").required(true).multiple(true),
+        after_help = "Examples:\n  \
+            pitstop set disks.pit ci-1 --durability none\n  \
+            pitstop set disks.pit ci-1 --defined"
+    )]
+    Set {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// What a flush promises
+        #[arg(long, value_name = "WHAT", group = "change")]
+        durability: Option<DurabilityView>,
+        /// Take an undefined volume as it is
+        ///
+        /// Its guest's file system or data base may find itself damaged: what it flushed may be there in part.
+        #[arg(long, group = "change")]
+        defined: bool,
+        #[command(flatten)]
+        show: Show,
     },
     /// Give a volume another name
     #[command(after_help = "Example:\n  pitstop rename disks.pit golden golden-2025")]
@@ -367,6 +394,9 @@ enum VolumeVerb {
         /// Its size: bytes, or a number with K, M, G, T or P (powers of 1024)
         #[arg(long, value_parser = size::parse)]
         size: u64,
+        /// What a flush promises: see `pitstop set`
+        #[arg(long, value_name = "WHAT", default_value = "flush")]
+        durability: DurabilityView,
         #[command(flatten)]
         show: Show,
     },
@@ -481,8 +511,12 @@ fn tell(error: impl std::fmt::Display) {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Create { container, label } => verbs::create::run(&container, &label)?,
-        Verb::Volume { verb: VolumeVerb::Create { volume, size, show } } => {
-            verbs::volume_create::run(&volume.container, &volume.name, size, show.output)?;
+        Verb::Volume { verb: VolumeVerb::Create { volume, size, durability, show } } => {
+            verbs::volume_create::run(&volume.container, &volume.name, size, durability.into(), show.output)?;
+        }
+        Verb::Set { volume, durability, defined, show } => {
+            let change = VolumeChange { durability: durability.map(Into::into), defined };
+            verbs::set::run(&volume.container, &volume.name, change, show.output)?;
         }
         Verb::Rename { volume, new_name } => verbs::rename::run(&volume.container, &volume.name, &new_name)?,
         Verb::Delete { volume } => verbs::delete::run(&volume.container, &volume.name)?,

@@ -14,7 +14,8 @@ use crate::jobs::{JobView, percent};
 use crate::maps::{DiffTotals, MapTotals};
 use crate::size::human;
 use crate::view::{
-    CheckView, ContainerView, HydrationView, LayerView, OriginView, SeverityView, StateView, Verdict, VolumeView,
+    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, OriginView, SeverityView, StateView, Verdict,
+    VolumeView,
 };
 
 /// For whom a result is.
@@ -82,13 +83,17 @@ pub(crate) fn volume_table(volumes: &[VolumeView]) -> String {
 /// What a command that made or changed a volume says.
 pub(crate) fn volume_line(volume: &VolumeView) -> String {
     let name = printable(&volume.name);
-    let size = human(volume.size_bytes);
-    match &volume.origin {
-        Some(OriginView { name: source, instant_unix_ns, .. }) => {
-            format!("{name}: {size}, copy of {} as of {}\n", printable(source), instant(*instant_unix_ns))
-        }
-        None => format!("{name}: {size}\n"),
+    let mut text = format!("{name}: {}", human(volume.size_bytes));
+    if let Some(OriginView { name: source, instant_unix_ns, .. }) = &volume.origin {
+        text.push_str(&format!(", copy of {} as of {}", printable(source), instant(*instant_unix_ns)));
     }
+    if volume.durability == DurabilityView::None {
+        text.push_str(", durability none");
+    }
+    if volume.undefined {
+        text.push_str(", undefined");
+    }
+    text + "\n"
 }
 
 /// `pitstop info` of a container.
@@ -140,6 +145,9 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
         ("own data", exact(volume.allocated_bytes)),
         ("depth", volume.depth.to_string()),
     ]);
+    if volume.durability == DurabilityView::None {
+        lines.push(("durability", "none".to_owned()));
+    }
     if volume.state == StateView::Hydrating {
         lines.push(("to copy", exact(map.counts.to_copy_bytes)));
     }
@@ -234,6 +242,7 @@ pub(crate) fn check_text(report: &CheckView) -> String {
     if shown < all {
         text.push_str(&format!("and {} more\n", all - shown));
     }
+    text.push_str(&undefined_text(report));
     let counts = counts_text(report.corruptions, report.leaks);
     text.push_str(&match report.verdict() {
         Verdict::Clean => "no errors were found\n".to_owned(),
@@ -250,6 +259,16 @@ pub(crate) fn check_text(report: &CheckView) -> String {
         ),
     });
     text
+}
+
+/// How many volumes are undefined, if any are: no damage, and nothing to repair.
+fn undefined_text(report: &CheckView) -> String {
+    match report.counts.get("undefined-volumes").and_then(serde_json::Value::as_u64) {
+        None | Some(0) => String::new(),
+        Some(count) => {
+            format!("undefined volumes: {count} (the container was not closed once); `pitstop list` shows which\n")
+        }
+    }
 }
 
 /// What `pitstop check --repair` has done, if it was asked to.
@@ -289,14 +308,15 @@ fn counts_text(corruptions: u64, leaks: u64) -> String {
 
 /// How a volume's state is called.
 pub(crate) fn state(volume: &VolumeView) -> String {
-    match (volume.state, &volume.hydration) {
+    let state = match (volume.state, &volume.hydration) {
         (StateView::Virtual, _) => "virtual".to_owned(),
         (StateView::Hydrating, None) => "hydrating".to_owned(),
         (StateView::Hydrating, Some(HydrationView { copied_bytes, total_bytes, .. })) => {
             format!("hydrating {} %", percent(*copied_bytes, *total_bytes))
         }
         (StateView::Real, _) => "real".to_owned(),
-    }
+    };
+    if volume.undefined { format!("{state}, undefined") } else { state }
 }
 
 /// Lines of `name: value`, values under one another.

@@ -12,6 +12,8 @@ pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> V
         created_unix_ns: 1_700_000_000_123_456_789,
         state: if origin.is_some() { StateView::Virtual } else { StateView::Real },
         hydration: None,
+        durability: DurabilityView::Flush,
+        undefined: false,
         origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
             volume,
             name: name.to_owned(),

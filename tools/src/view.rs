@@ -4,6 +4,8 @@
 //! tell which it was. Sizes are exact bytes, instants are nanoseconds since 1970 in UTC; names of members are spelt with
 //! dashes, as in QMP and in qemu-img. Does not: do I/O or rendering.
 
+use clap::ValueEnum;
+use pitstop_format::Durability;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -66,6 +68,25 @@ pub(crate) enum StateView {
     Real,
 }
 
+/// What a flush of a volume promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DurabilityView {
+    /// A write is durable when a later flush has returned
+    Flush,
+    /// Flushes return at once: for disposable disks
+    None,
+}
+
+impl From<DurabilityView> for Durability {
+    fn from(view: DurabilityView) -> Self {
+        match view {
+            DurabilityView::Flush => Self::Flush,
+            DurabilityView::None => Self::None,
+        }
+    }
+}
+
 /// How far a volume has been hydrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +123,10 @@ pub(crate) struct VolumeView {
     pub(crate) state: StateView,
     /// How far it has been hydrated, while it is.
     pub(crate) hydration: Option<HydrationView>,
+    /// What its flushes promise: `flush` or `none`.
+    pub(crate) durability: DurabilityView,
+    /// An unclean stop may have cost it what was flushed.
+    pub(crate) undefined: bool,
     /// Bytes of the file that layers of its own occupy.
     pub(crate) allocated_bytes: u64,
     /// The layer that takes its writes.

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::Pit;
-use pitstop_format::{Container, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeInfo};
+use pitstop_format::{
+    Container, Durability, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeChange, VolumeInfo,
+};
 use serde_json::{Value, json};
 
 /// Holds the container of a [`Pit`] and answers on a socket.
@@ -73,6 +75,14 @@ fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>
     }
 }
 
+fn durability(arguments: &Value) -> Option<Durability> {
+    Some(match arguments["durability"].as_str()? {
+        "flush" => Durability::Flush,
+        "none" => Durability::None,
+        other => panic!("{other}"),
+    })
+}
+
 fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Value, (&'static str, String)> {
     let text = |name: &str| arguments[name].as_str().unwrap();
     let failed = |error: pitstop_format::Error| ("GenericError", error.to_string());
@@ -94,7 +104,13 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         "x-pitstop-map" => json!(container.map(text("name"), start(), listing()).map_err(failed)?),
         "x-pitstop-diff" => json!(container.diff(text("a"), text("b"), start(), listing()).map_err(failed)?),
         "x-pitstop-volume-create" => {
-            json!({ "volume": container.create_volume(text("name"), arguments["size"].as_u64().unwrap()).map_err(failed)? })
+            let (size, durability) = (arguments["size"].as_u64().unwrap(), durability(arguments).unwrap());
+            json!({ "volume": container.create_volume_with(text("name"), size, durability).map_err(failed)? })
+        }
+        "x-pitstop-volume-set" => {
+            let defined = arguments["defined"].as_bool().unwrap();
+            let change = VolumeChange { durability: durability(arguments), defined };
+            json!({ "volume": container.set_volume(text("name"), change).map_err(failed)? })
         }
         "x-pitstop-volume-delete" if text("name") == undeletable(container) => {
             return Err(("GenericError", "volume is exported as 'busy'; delete the export first".to_owned()));
@@ -388,4 +404,19 @@ fn a_command_waits_for_another_short_one() {
         waiting.join().unwrap()
     });
     assert_eq!(waiting, "v: 1 MiB\n");
+}
+
+// rule: VOL-43, VOL-46, CTL-130, CTL-131
+#[test]
+fn durability_is_set_through_the_daemon() {
+    let pit = Pit::new();
+    let daemon = Daemon::start(&pit);
+    let line = pit.ok(&["volume", "create", "disks.pit", "ci", "--size", "8M", "--durability", "none"]);
+    assert_eq!(line, "ci: 8 MiB, durability none\n");
+    assert_eq!(pit.ok(&["set", "disks.pit", "ci", "--durability", "flush"]), "ci: 8 MiB\n");
+    let volume = pit.json(&["set", "disks.pit", "ci", "--durability", "none", "--defined"]);
+    assert_eq!((&volume["durability"], &volume["undefined"]), (&json!("none"), &json!(false)));
+    let seen = daemon.seen.lock().unwrap();
+    let last = seen.iter().rfind(|request| request["execute"] == "x-pitstop-volume-set").unwrap();
+    assert_eq!(last["arguments"], json!({"name": "ci", "durability": "none", "defined": true}));
 }

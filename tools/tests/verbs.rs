@@ -8,6 +8,7 @@ mod common;
 use std::process::Command;
 
 use common::Pit;
+use pitstop_format::{Container, FileDisk, OpenMode};
 
 #[test]
 fn volumes_are_made_renamed_and_deleted() {
@@ -419,4 +420,50 @@ fn a_reader_that_goes_away_is_no_error() {
     let script = format!("set -o pipefail; '{program}' info '{}' | true", pit.container.display());
     let status = Command::new("bash").args(["-c", &script]).status().unwrap();
     assert!(status.success());
+}
+
+// rule: VOL-44 to VOL-46, CHK-55; req: R18
+#[test]
+fn an_undefined_volume_is_shown_refused_and_defined_again() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
+    pit.ok(&["snapshot", "disks.pit", "golden", "ci"]);
+    assert!(pit.ok(&["set", "disks.pit", "ci", "--durability", "none"]).ends_with(", durability none\n"));
+    assert!(pit.ok(&["info", "disks.pit", "ci"]).contains("durability: none\n"));
+    assert_eq!(pit.json(&["check", "disks.pit"])["undefined-volumes"], 0);
+    // Whoever has it open dies.
+    let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+    drop(Container::open(disk, OpenMode::ReadWrite).unwrap());
+
+    assert_eq!(pit.json(&["check", "disks.pit"])["undefined-volumes"], 1);
+    let said = pit.ok(&["check", "disks.pit"]);
+    assert!(said.contains("undefined volumes: 1 ") && said.contains("no errors were found"), "{said}");
+    assert!(pit.ok(&["list", "disks.pit", "ci"]).contains("real, undefined"));
+    assert!(pit.ok(&["tree", "disks.pit"]).contains("real, undefined"));
+    let info = pit.json(&["info", "disks.pit", "ci"]);
+    assert_eq!((&info["durability"], &info["undefined"]), (&"none".into(), &true.into()));
+    for refused in [
+        &["snapshot", "disks.pit", "ci", "copy"][..],
+        &["refresh", "disks.pit", "golden", "--source", "ci"],
+        &["snapshot", "disks.pit", "--group", "golden=a", "ci=b"],
+        &["diff", "disks.pit", "golden", "ci"],
+        &["export", "disks.pit", "ci", "ci.img"],
+    ] {
+        let why = pit.fails(refused);
+        assert!(why.contains("'ci' is undefined") && why.contains("--defined"), "{refused:?}: {why}");
+    }
+    let compared = pit.run(&["compare", "disks.pit", "golden", "ci"]);
+    assert_eq!(compared.status.code(), Some(2));
+    assert!(pit.ok(&["list", "disks.pit", "ci"]).contains("real, undefined"), "it stays so");
+    pit.ok(&["refresh", "disks.pit", "ci", "--source", "golden"]);
+    assert!(!pit.ok(&["list", "disks.pit"]).contains("undefined"));
+    pit.ok(&["snapshot", "disks.pit", "ci", "copy"]);
+    // Neither option is a wrong use, which changes nothing.
+    assert_eq!(pit.run(&["set", "disks.pit", "ci"]).status.code(), Some(2));
+
+    let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+    drop(Container::open(disk, OpenMode::ReadWrite).unwrap());
+    let line = pit.ok(&["set", "disks.pit", "ci", "--defined"]);
+    assert!(!line.contains("undefined"), "{line}");
+    pit.ok(&["export", "disks.pit", "ci", "ci.img"]);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use pitstop_format::{Error as FormatError, Listing, NewCopy, VolumeInfo};
+use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, VolumeChange, VolumeInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -26,6 +26,9 @@ const EXPORT_ID_LIMIT_BYTES: usize = 127;
 /// Ranges in a reply, if the client does not say, and at most: about 400 KiB of text.
 const RANGES: u16 = 1024;
 const MOST_RANGES: u16 = 4096;
+
+/// Words for what flushes of a volume promise.
+const DURABILITIES: [(&str, Durability); 2] = [("flush", Durability::Flush), ("none", Durability::None)];
 
 /// What every command may use.
 pub(super) struct Context {
@@ -51,7 +54,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 26] = [
+const COMMANDS: [(&str, Handler); 27] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -78,6 +81,7 @@ const COMMANDS: [(&str, Handler); 26] = [
     ("x-pitstop-volume-delete", volume_delete),
     ("x-pitstop-volume-hydrate", jobs::hydrate),
     ("x-pitstop-volume-rename", volume_rename),
+    ("x-pitstop-volume-set", volume_set),
 ];
 
 impl Context {
@@ -302,8 +306,9 @@ fn query_volumes(context: &Context, mut args: Args) -> Result<Done, Failure> {
 fn volume_create(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let size = args.u64("size")?;
+    let durability = args.optional_choice("durability", &DURABILITIES)?.unwrap_or_default();
     args.finish()?;
-    let volume = context.target.create_volume(&name, size).map_err(as_typed)?;
+    let volume = context.target.create_volume(&name, size, durability).map_err(as_typed)?;
     context.hub.broadcast("X_PITSTOP_VOLUME_CREATED", json!({"name": volume.name}));
     Ok(Done::Return(json!({"volume": to_value(&volume)?})))
 }
@@ -323,6 +328,17 @@ fn volume_rename(context: &Context, mut args: Args) -> Result<Done, Failure> {
     context.target.rename_volume(&name, &new_name).map_err(as_typed)?;
     context.hub.broadcast("X_PITSTOP_VOLUME_RENAMED", json!({"name": name, "new-name": new_name}));
     Ok(nothing())
+}
+
+/// What flushes of a volume promise, or that it is taken as it is (CTL-130).
+fn volume_set(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let durability = args.optional_choice("durability", &DURABILITIES)?;
+    let defined = args.optional_bool("defined")?.unwrap_or(false);
+    args.finish()?;
+    let change = VolumeChange { durability, defined };
+    let volume = context.target.set_volume(&name, change).map_err(as_typed)?;
+    Ok(Done::Return(json!({"volume": to_value(&volume)?})))
 }
 
 fn snapshot(context: &Context, mut args: Args) -> Result<Done, Failure> {

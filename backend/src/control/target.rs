@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::Receiver;
 
-use pitstop_format::{Container, NewCopy, VolumeInfo};
+use pitstop_format::{Container, Durability, NewCopy, VolumeChange, VolumeInfo};
 
 use crate::config::ExportConfig;
 use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
@@ -47,7 +47,9 @@ pub(crate) trait Target: Send + Sync {
     /// Stops serving.
     fn remove_export(&self, id: &str, when_connected: WhenConnected) -> Result<()>;
     /// Creates a volume that reads as zeros.
-    fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo>;
+    fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeInfo>;
+    /// Changes what flushes of a volume promise, or takes an undefined one as it is.
+    fn set_volume(&self, name: &str, change: VolumeChange) -> Result<VolumeInfo>;
     /// Deletes a volume.
     fn delete_volume(&self, name: &str) -> Result<()>;
     /// Gives a volume another name.
@@ -107,8 +109,12 @@ impl Target for Daemon {
         Ok(self.remove_export(id, when_connected)?)
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
-        Ok(self.create_volume(name, size_bytes)?)
+    fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeInfo> {
+        Ok(self.create_volume(name, size_bytes, durability)?)
+    }
+
+    fn set_volume(&self, name: &str, change: VolumeChange) -> Result<VolumeInfo> {
+        Ok(self.set_volume(name, change)?)
     }
 
     fn delete_volume(&self, name: &str) -> Result<()> {

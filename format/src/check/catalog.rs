@@ -9,7 +9,7 @@ use super::copies::wrong_copies;
 use super::finding::{COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, UNREACHED_LAYER};
 use super::metadata::Metadata;
 use crate::error::Place;
-use crate::layout::slot::{LayerKind, LayerRecord, Slot, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, Slot, VolumeRecord};
 use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
 
 /// The objects of the catalog, by id.
@@ -37,6 +37,12 @@ impl<'a> Catalog<'a> {
         catalog.check_copies(metadata.blind, report);
         catalog.check_reach(metadata.blind, report);
         catalog
+    }
+
+    /// Volumes that are undefined, or will be at the next opening after an unclean stop (CHK-55).
+    pub(super) fn undefined(&self, unclean: bool) -> u64 {
+        let is_undefined = |volume: &VolumeRecord| volume.undefined || unclean && volume.durability == Durability::None;
+        self.volumes.iter().filter(|(_, volume)| is_undefined(volume)).count() as u64
     }
 
     /// The layer, if its entries count.

@@ -68,6 +68,8 @@ pub struct CheckReport {
     pub entries_checked: u64,
     /// Volumes.
     pub volumes: u64,
+    /// Volumes that are undefined, or will be once the container is opened for writing (VOL-44); nothing is damaged.
+    pub undefined_volumes: u64,
     /// Layers, doomed ones included.
     pub layers: u64,
     /// Slabs that are described as something.

@@ -51,6 +51,9 @@ pub(crate) fn check_view(disk: &dyn Disk, view: View) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let metadata = metadata::Metadata::read(disk, view, &mut report)?;
     let catalog = catalog::Catalog::check(&metadata, &mut report);
+    // Of a container in use only the marks count: who has it open may still close it in order.
+    let unclean = view.journal_end.is_none() && (!report.clean || report.journal_batches > 0);
+    report.undefined_volumes = catalog.undefined(unclean);
     entries::check(disk, &metadata, &catalog, &mut report)?;
     Ok(report)
 }

@@ -10,6 +10,7 @@ use super::finding::KINDS;
 use super::journal::Journal;
 use super::{CheckReport, Outcome, Severity, check};
 use crate::disk::Disk;
+use crate::layout::checksum;
 use crate::layout::descriptor::{self, Descriptor};
 use crate::layout::entry::{self, RawEntry};
 use crate::layout::record::{self, Item};
@@ -17,7 +18,7 @@ use crate::layout::slot::{self, LayerKind, LayerRecord, Pace, Slot, VolumeRecord
 use crate::layout::superblock::{self, OFFSETS, Superblock};
 use crate::testing::SimDisk;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
-use crate::{Container, CreateOptions, HydrateStep, OpenMode, VolumeIo};
+use crate::{Container, CreateOptions, Durability, HydrateStep, OpenMode, VolumeChange, VolumeIo};
 
 mod repair;
 mod rules;
@@ -365,6 +366,56 @@ fn chk_6_a_damaged_slot() {
     fixture.disk.write_at(&raw, fixture.slot_offset(to)).unwrap();
     let report = fixture.expect(&["CHK-6"]);
     assert_eq!(report.findings[0].rule, "CAT-1");
+}
+
+// rule: CAT-5, CAT-20
+#[test]
+fn chk_6_unknown_durability_and_flags_of_a_volume() {
+    for (field, value, is_known) in [
+        (slot::volume::DURABILITY, 1, true),
+        (slot::volume::DURABILITY, 2, false),
+        (slot::volume::FLAGS, 1, true),
+        (slot::volume::FLAGS, 2, false),
+        (slot::volume::VERIFY, 1, false),
+    ] {
+        let fixture = Fixture::closed();
+        let (number, record) = fixture.volume("ci");
+        let mut raw = Slot::Volume(record).encode(fixture.uuid(), number);
+        field.put(&mut raw[..], value);
+        let crc = checksum(&[fixture.uuid().as_bytes()], &raw[..], slot::header::CRC);
+        slot::header::CRC.put(&mut raw[..], crc.into());
+        fixture.disk.write_at(&raw[..], fixture.slot_offset(number)).unwrap();
+        let report = fixture.check();
+        let rules: Vec<_> =
+            report.findings.iter().filter(|found| found.id == "CHK-6").map(|found| found.rule).collect();
+        assert_eq!(rules, if is_known { vec![] } else { vec!["CAT-5"] }, "{} {value}", field.name);
+        let opened = Container::open(fixture.disk.copy(), OpenMode::ReadOnly);
+        assert_eq!(opened.is_ok(), is_known, "{} {value}: {opened:?}", field.name);
+    }
+}
+
+// rule: CHK-55, CHK-56, VOL-44
+#[test]
+fn undefined_volumes_are_counted_and_no_repair_hides_them() {
+    let fixture = Fixture::closed();
+    fixture.edit_volume("ci", |record| record.durability = Durability::None);
+    assert_eq!(fixture.expect(&[]).undefined_volumes, 0);
+    fixture.edit_volume("golden", |record| record.undefined = true);
+    assert_eq!(fixture.expect(&[]).undefined_volumes, 1);
+    let (disk, container) = Fixture::work();
+    container.set_volume("ci", VolumeChange { durability: Some(Durability::None), defined: false }).unwrap();
+    drop(container);
+    let fixture = Fixture::on(disk);
+    assert_eq!(fixture.expect(&[]).undefined_volumes, 1);
+    // A repair puts the journal home and begins an empty one: that is not closing in order.
+    let last = SlabNo(fixture.disk.len().unwrap() / SLAB_LEN - 1);
+    fixture.disk.flip(Fixture::descriptor_offset(last) + 9, 4);
+    fixture.expect(&["CHK-2"]);
+    let (_, mended) = crate::check::repair::tests::assert_repairs(&fixture.disk).unwrap();
+    let report = check(&*mended).unwrap();
+    assert_eq!((report.undefined_volumes, report.journal_batches, report.clean), (1, 0, false));
+    let container = Container::open(mended, OpenMode::ReadWrite).unwrap();
+    assert!(container.volumes().iter().all(|volume| volume.undefined == (volume.name == "ci")));
 }
 
 #[test]

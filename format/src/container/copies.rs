@@ -14,7 +14,7 @@ use super::state::State;
 use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::{LayerKind, OriginRecord, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, OriginRecord, VolumeRecord};
 use crate::units::VolumeId;
 use crate::volume::{Volume, VolumeCore};
 
@@ -138,6 +138,8 @@ impl Frozen {
             head: head.id,
             created_ns: now_ns(),
             origin: Some(self.origin.clone()),
+            durability: Durability::Flush,
+            undefined: false,
         };
         let core = Arc::new(VolumeCore::new(&record, head, signal.clone()));
         state.add_volume(record, core);
@@ -152,6 +154,7 @@ impl Frozen {
             record.head = head.id;
             record.size = self.size;
             record.origin = Some(self.origin.clone());
+            record.undefined = false;
         });
         let core = state.volumes[&id].clone();
         core.switch(head, signal.clone());
@@ -196,7 +199,10 @@ impl State {
 }
 
 impl Container {
-    /// Makes `new_name` a point-in-time copy of `source`, as it is at this instant.
+    /// Makes `new_name`, of durability flush, a point-in-time copy of `source`, as it is at this instant.
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`], [`Error::VolumeExists`], [`Error::BadName`],
+    /// [`Error::NoSpace`].
     pub fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         self.begin_snapshot(source, new_name)?.finish()
@@ -204,7 +210,8 @@ impl Container {
 
     /// Makes `target` a point-in-time copy of `source`, as it is at this instant; the target's old contents are given up.
     ///
-    /// Copies made of the target before keep its old contents. The target takes the source's size.
+    /// Copies made of the target before keep its old contents. The target takes the source's size, keeps its durability,
+    /// and is defined again if it was not (VOL-46).
     pub fn refresh(&self, target: &str, source: &str) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         let info = self.begin_refresh(target, source)?.finish()?;
@@ -275,7 +282,7 @@ impl Container {
         let mut ids = Vec::new();
         let mut state = self.lock_for(|state| {
             state.check_group(sources.len())?;
-            ids = sources.iter().map(|source| state.volume_id(source)).collect::<Result<Vec<_>>>()?;
+            ids = sources.iter().map(|source| state.defined_volume_id(source)).collect::<Result<Vec<_>>>()?;
             let mut slots = Slots { new: ids.len(), changed: 2 * ids.len() };
             for target in &targets {
                 target.check(state)?;

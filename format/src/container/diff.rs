@@ -79,7 +79,7 @@ impl Container {
     /// Where volumes `a` and `b` may differ, from byte `start` on (MAP-34, MAP-32); blocks for table pages that are not in
     /// memory.
     ///
-    /// Errors: as [`Container::map`].
+    /// Errors: as [`Container::map`], and [`Error::Undefined`](crate::Error::Undefined).
     pub fn diff(&self, a: &str, b: &str, start: u64, listing: Listing) -> Result<DiffStep> {
         self.diff_until(a, b, start, listing, &AtomicBool::new(false))
     }
@@ -93,6 +93,10 @@ impl Container {
         listing: Listing,
         given_up: &AtomicBool,
     ) -> Result<DiffStep> {
+        {
+            let state = self.shared.lock();
+            [a, b].into_iter().try_for_each(|name| state.defined_volume_id(name).map(drop))?;
+        }
         loop {
             let sides = self.sides(a, b)?;
             if let Some(step) = self.diff_step(&sides, start, listing, Looks::new(given_up))? {

@@ -12,6 +12,7 @@ use super::ring::Position;
 use super::{Container, Shared};
 use crate::error::Result;
 use crate::layout::record::Item;
+use crate::layout::slot::Durability;
 use crate::sync::thread::{self, Thread};
 use crate::volume::VolumeCore;
 
@@ -80,14 +81,18 @@ pub struct Flush {
 }
 
 impl Flush {
-    /// A flush of all that `volume` has completed so far.
+    /// A flush of all that `volume` has completed so far; one that is over if the volume's durability is none.
     pub(crate) fn of_volume(shared: Arc<Shared>, volume: &VolumeCore) -> Self {
-        let stage = {
-            let state = shared.lock();
-            if volume.dirty_batch() <= state.batches.durable {
-                Stage::SyncOnly
-            } else {
-                Stage::Batch(state.batches.open)
+        let stage = match volume.durability() {
+            // The container's own commits are enough for it (VOL-40, VOL-41).
+            Durability::None => Stage::Done,
+            Durability::Flush => {
+                let state = shared.lock();
+                if volume.dirty_batch() <= state.batches.durable {
+                    Stage::SyncOnly
+                } else {
+                    Stage::Batch(state.batches.open)
+                }
             }
         };
         Self { shared, stage, room: Room::Ordinary, outstanding: false }

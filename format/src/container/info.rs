@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::state::State;
 use super::{Container, Hydration};
 use crate::error::{Error, Result};
-use crate::layout::slot::{LayerKind, Slot};
+use crate::layout::slot::{Durability, LayerKind, Slot};
 use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};
 
 /// A container at a glance.
@@ -110,6 +110,10 @@ pub struct VolumeInfo {
     pub state: VolumeState,
     /// How far it has been hydrated, while it is.
     pub hydration: Option<Hydrated>,
+    /// What its flushes promise.
+    pub durability: Durability,
+    /// An unclean stop may have cost it what was flushed: it is no source, and not served (VOL-45).
+    pub undefined: bool,
     /// Bytes in slabs of layers that only this volume uses or that were frozen from it.
     pub allocated_bytes: u64,
     /// The layer that takes its writes.
@@ -183,6 +187,8 @@ impl State {
                 copied_bytes,
                 total_bytes,
             }),
+            durability: record.durability,
+            undefined: record.undefined,
             allocated_bytes: allocated * SLAB_LEN,
             head: record.head,
             depth: chain.len() as u32 - 1,

@@ -10,6 +10,7 @@ mod checkpoint;
 mod copies;
 mod create;
 mod diff;
+mod durability;
 pub(crate) mod fill;
 pub(crate) mod flush;
 mod hold;
@@ -34,6 +35,7 @@ pub use background::{BackgroundKind, BackgroundWork};
 pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
 pub use diff::{ChangedIn, DiffCounts, DiffRange, DiffStep};
+pub use durability::VolumeChange;
 pub use fill::{HydrateEnd, HydrateStep, HydrateWait};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
@@ -47,6 +49,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Page, PageLoad, next_load};
 use crate::layout::entry::RawEntry;
+pub use crate::layout::slot::Durability;
 use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
 use crate::volume::{Resolved, Volume};
@@ -234,6 +237,15 @@ impl Container {
         let state = self.shared.lock();
         let id = state.names.get(name).ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })?;
         Ok(Volume::new(self.shared.clone(), state.volumes[id].clone()))
+    }
+
+    /// As [`Container::volume`], for who serves or reads what it shows: refuses one that is undefined (VOL-45).
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`].
+    pub fn defined_volume(&self, name: &str) -> Result<Volume> {
+        let state = self.shared.lock();
+        let id = state.defined_volume_id(name)?;
+        Ok(Volume::new(self.shared.clone(), state.volumes[&id].clone()))
     }
 
     /// Why the container accepts no more changes, if it has failed.

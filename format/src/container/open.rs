@@ -267,6 +267,7 @@ impl Container {
         if mode == OpenMode::ReadWrite {
             recovered.check_room_to_count()?;
         }
+        let unclean = recovered.is_unclean();
         let signal = Arc::new(Signal::default());
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
         let layers = build_layers(&slots)?;
@@ -294,6 +295,9 @@ impl Container {
         let container = Container { shared: Arc::new(Shared::new(disk, mode, state, signal)) };
         if mode == OpenMode::ReadWrite {
             container.take_over()?;
+        }
+        if unclean {
+            container.mark_undefined()?;
         }
         Ok(container)
     }

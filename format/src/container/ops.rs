@@ -11,7 +11,7 @@ use super::state::State;
 use super::{Container, Maintained, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
-use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, VolumeRecord, check_name};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, PER_PAGE, VolumeRecord, check_name};
 use crate::sync::{MutexGuard, thread};
 use crate::units::{LayerId, MAX_VOLUME_LEN, MIN_IO_LEN, VolumeId};
 use crate::volume::VolumeCore;
@@ -169,10 +169,15 @@ impl Container {
         }
     }
 
-    /// Creates a volume of `size` bytes that reads as zeros.
+    /// Creates a volume of `size` bytes that reads as zeros, of durability flush.
     ///
     /// Errors: [`Error::BadName`], [`Error::BadSize`], [`Error::VolumeExists`], [`Error::NoSpace`].
     pub fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo> {
+        self.create_volume_with(name, size, Durability::Flush)
+    }
+
+    /// As [`Container::create_volume`], of this durability.
+    pub fn create_volume_with(&self, name: &str, size: u64, durability: Durability) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         check_volume_name(name)?;
@@ -197,6 +202,8 @@ impl Container {
                 head: head.id,
                 created_ns: now_ns(),
                 origin: None,
+                durability,
+                undefined: false,
             };
             let core = Arc::new(VolumeCore::new(&record, head, self.shared.signal.clone()));
             state.add_volume(record, core);

@@ -301,6 +301,11 @@ impl Recovered {
         Ok(())
     }
 
+    /// Whether whoever had the container open last has not closed it (VOL-44).
+    pub(super) fn is_unclean(&self) -> bool {
+        !self.superblock.clean || self.replay.end.sequence != self.superblock.tail_sequence
+    }
+
     /// The container's counters, from slot 0.
     pub(super) fn counters(&self) -> Result<ContainerRecord> {
         match self.slots.first() {

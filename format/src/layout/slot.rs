@@ -1,5 +1,6 @@
 //! Catalog slots: 512 bytes each, one object per slot.
 
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Bad, checksum, on_disk};
@@ -80,6 +81,17 @@ pub(crate) struct ContainerRecord {
     pub(crate) slab_count: u64,
 }
 
+/// What a flush of a volume promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// What had completed before is durable.
+    #[default]
+    Flush,
+    /// Nothing: the volume is disposable, and undefined after an unclean stop (VOL-40, VOL-44).
+    None,
+}
+
 /// Where a volume's contents came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OriginRecord {
@@ -99,6 +111,9 @@ pub(crate) struct VolumeRecord {
     pub(crate) head: LayerId,
     pub(crate) created_ns: i64,
     pub(crate) origin: Option<OriginRecord>,
+    pub(crate) durability: Durability,
+    /// An unclean stop may have cost it what was flushed (VOL-44).
+    pub(crate) undefined: bool,
 }
 
 /// What a layer is at present.
@@ -134,6 +149,8 @@ impl LayerKind {
     }
 }
 
+/// Flag of a volume: it is undefined.
+const UNDEFINED: u64 = 1;
 /// Flag of a copy layer: it is paused.
 const PAUSED: u64 = 1;
 
@@ -221,6 +238,8 @@ impl VolumeRecord {
         volume::SIZE_BYTES.put(b, self.size);
         volume::HEAD.put(b, self.head.0);
         volume::CREATED_NS.put(b, self.created_ns as u64);
+        volume::FLAGS.put(b, if self.undefined { UNDEFINED } else { 0 });
+        volume::DURABILITY.put(b, (self.durability == Durability::None).into());
         volume::SECTOR_LEN.put(b, MIN_IO_LEN);
         volume::NAME.put_str(b, &self.name);
         if let Some(origin) = &self.origin {
@@ -240,9 +259,10 @@ impl VolumeRecord {
         if size == 0 || size > MAX_VOLUME_LEN || !size.is_multiple_of(MIN_IO_LEN) {
             return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
         }
-        for field in [volume::FLAGS, volume::DURABILITY, volume::VERIFY] {
-            if field.get(b) != 0 {
-                return Err(Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), 0));
+        for (field, known) in [(volume::FLAGS, UNDEFINED), (volume::DURABILITY, 1), (volume::VERIFY, 0)] {
+            let unknown = field.get(b) & !known;
+            if unknown != 0 {
+                return Err(Bad::new("CAT-5", format!("{} {unknown}", field.name), 0));
             }
         }
         let origin = match volume::ORIGIN.get(b) {
@@ -264,6 +284,8 @@ impl VolumeRecord {
             head: LayerId(volume::HEAD.get(b)),
             created_ns: volume::CREATED_NS.get(b) as i64,
             origin,
+            durability: if volume::DURABILITY.get(b) == 1 { Durability::None } else { Durability::Flush },
+            undefined: volume::FLAGS.get(b) & UNDEFINED != 0,
         })
     }
 }

@@ -25,7 +25,7 @@ use crate::container::state::State;
 use crate::container::{Flush, Shared, Signal, lock};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link, PageLoad};
-use crate::layout::slot::VolumeRecord;
+use crate::layout::slot::{Durability, VolumeRecord};
 use crate::sync::{ArcSwap, AtomicBool, AtomicU64, Mutex};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, MIN_IO_LEN, SLAB_LEN, VolumeId, mask_of};
 
@@ -74,6 +74,8 @@ pub(crate) struct VolumeCore {
     gone: AtomicBool,
     /// Newest batch that holds a change of this volume (JNL-7).
     dirty_batch: AtomicU64,
+    /// Its flushes promise nothing (VOL-40). Set only while the catalog says so durably (VOL-43).
+    is_disposable: AtomicBool,
 }
 
 impl VolumeCore {
@@ -86,6 +88,7 @@ impl VolumeCore {
             current: ArcSwap::new(Writers::new(head, signal)),
             gone: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
+            is_disposable: AtomicBool::new(record.durability == Durability::None),
         }
     }
 
@@ -112,6 +115,15 @@ impl VolumeCore {
         self.gone.store(true, Ordering::Release);
         let nothing = Layer::new(LayerId(0), self.size.load(Ordering::Acquire), Link { parent: None, limit: 0 }, true);
         self.current.store(Writers::new(Arc::new(nothing), signal));
+    }
+
+    /// What a flush that begins now promises.
+    pub(crate) fn durability(&self) -> Durability {
+        if self.is_disposable.load(Ordering::Acquire) { Durability::None } else { Durability::Flush }
+    }
+
+    pub(crate) fn set_durability(&self, durability: Durability) {
+        self.is_disposable.store(durability == Durability::None, Ordering::Release);
     }
 
     pub(crate) fn dirty_batch(&self) -> u64 {
@@ -156,7 +168,8 @@ impl Volume {
         self.core.uuid
     }
 
-    /// Begins to make durable all that has completed on this volume.
+    /// Begins to make durable all that has completed on this volume; of a volume of durability none, which promises
+    /// nothing, it is over at once (VOL-40).
     pub fn start_flush(&self) -> Flush {
         Flush::of_volume(self.shared.clone(), &self.core)
     }

@@ -3,7 +3,7 @@
 //! Sparse, and complete nevertheless: runs that the engine says read as zeros are compared with the model's sectors in
 //! them, all others byte by byte.
 
-use pitstop_format::{Container, Planned, ReadPlan, ReadSegment, Volume as Handle};
+use pitstop_format::{Container, Durability, Planned, ReadPlan, ReadSegment, Volume as Handle, VolumeInfo};
 
 use super::SECTOR;
 use super::promises::{Model, Volume, When};
@@ -21,6 +21,21 @@ pub struct Comparer {
 fn value(sector: &[u8]) -> Option<u64> {
     let (first, rest) = sector.split_first_chunk::<8>()?;
     (*rest == sector[..rest.len()]).then(|| u64::from_le_bytes(*first))
+}
+
+/// Whether the volume is marked as it should be, and what it must show then. After an unclean stop a volume whose flushes
+/// promised nothing is undefined; one that is not shows exactly what was written (VOL-44, VOL-47).
+fn standing(info: &VolumeInfo, model: &Volume, when: When) -> Result<When, String> {
+    if info.durability != model.durability {
+        return Err(format!("durability is {:?}, expected {:?}", info.durability, model.durability));
+    }
+    let is_disposable = model.durability == Durability::None;
+    match (when, info.undefined, model.undefined) {
+        (When::AfterCrash, true, false) if is_disposable => Ok(when),
+        (When::AfterCrash, false, false) if is_disposable => Ok(When::Live),
+        (_, found, expected) if found == expected => Ok(when),
+        (_, found, expected) => Err(format!("undefined is {found}, expected {expected}")),
+    }
 }
 
 impl Comparer {
@@ -81,7 +96,8 @@ impl Comparer {
         if !names.clone().eq(model.keys()) {
             return Err(format!("volumes {:?}, expected {:?}", names.collect::<Vec<_>>(), model.keys()));
         }
-        for (name, volume) in model {
+        for ((name, volume), info) in model.iter().zip(&volumes) {
+            let when = standing(info, volume, when).map_err(|why| format!("volume {name}: {why}"))?;
             let handle = container.volume(name).map_err(|error| error.to_string())?;
             if handle.size() != volume.size {
                 return Err(format!("volume {name} has {} bytes, expected {}", handle.size(), volume.size));

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use pitstop_format::Durability;
+
 /// Sectors that lie together.
 const GROUP: u64 = 512;
 
@@ -84,12 +86,16 @@ pub struct Volume {
     pub size: u64,
     /// Tells a refreshed volume from what it was before.
     pub life: u64,
+    /// What its flushes promise.
+    pub durability: Durability,
+    /// It is marked so.
+    pub undefined: bool,
     groups: BTreeMap<u64, Box<[Sector]>>,
 }
 
 impl Volume {
     pub fn new(size: u64, life: u64) -> Self {
-        Self { size, life, groups: BTreeMap::new() }
+        Self { size, life, durability: Durability::Flush, undefined: false, groups: BTreeMap::new() }
     }
 
     /// A volume that holds just these values, durably, and zeros.
@@ -144,7 +150,7 @@ impl Volume {
 
     /// A point-in-time copy made now. Writes under way may still end in it.
     pub fn copy(&self, life: u64) -> Self {
-        Self { life, ..self.clone() }
+        Self { life, durability: Durability::Flush, undefined: false, ..self.clone() }
     }
 
     /// No write is under way any more; those that never ended may have landed.

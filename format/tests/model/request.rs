@@ -186,5 +186,7 @@ pub struct Flushing {
     pub life: u64,
     /// When it began, on the model's clock.
     pub began: u64,
+    /// It promises something: its volume's durability is flush.
+    pub promises: bool,
     pub stage: Stage,
 }

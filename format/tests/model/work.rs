@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
-    Container, CreateOptions, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode, VolumeState, ZeroKind,
+    Container, CreateOptions, Durability, Error, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode,
+    VolumeChange, VolumeState, ZeroKind,
 };
 
 use crate::common::compare::{Comparer, Shown};
@@ -121,11 +122,14 @@ impl Work {
             let mut world = self.lock();
             let size = self.sizes[world.rng.below(4) as usize];
             let life = world.fresh_life();
-            (world.fresh_name(), Arc::new(Volume::new(size, life)))
+            let durability = if world.rng.chance(30) { Durability::None } else { Durability::Flush };
+            let mut volume = Volume::new(size, life);
+            volume.durability = durability;
+            (world.fresh_name(), Arc::new(volume))
         };
-        let (given, size) = (name.clone(), volume.size);
+        let (given, size, durability) = (name.clone(), volume.size, volume.durability);
         self.command(None, Change::Put(vec![(name, volume)]), |container| {
-            drop(container.create_volume(&given, size).unwrap())
+            drop(container.create_volume_with(&given, size, durability).unwrap())
         });
     }
 
@@ -144,8 +148,47 @@ impl Work {
         self.command(Some(life), change, |container| container.rename_volume(name, &new_name).unwrap());
     }
 
+    /// Sets what flushes of a volume promise, or takes an undefined one as it is; its guest goes on meanwhile.
+    fn set(&self, name: &str) {
+        let (after, change) = {
+            let mut world = self.lock();
+            world.finish_leaders();
+            let mut after = Volume::clone(&world.model[name]);
+            let durability = match world.rng.below(5) {
+                0 | 1 => Some(Durability::None),
+                2 | 3 => Some(Durability::Flush),
+                _ => None,
+            };
+            let defined = world.rng.chance(30);
+            after.durability = durability.unwrap_or(after.durability);
+            after.undefined &= !defined;
+            if durability == Some(Durability::Flush) {
+                // What completed before the command is durable (VOL-43).
+                after.flush(world.time);
+            }
+            world.coverage.changes_of_durability += u64::from(after.durability != world.model[name].durability);
+            (Arc::new(after), VolumeChange { durability, defined })
+        };
+        let put = Change::Put(vec![(name.to_owned(), after)]);
+        self.command(None, put, |container| drop(container.set_volume(name, change).unwrap()));
+    }
+
+    /// An undefined volume is no source (VOL-45); nothing has changed when it is refused.
+    fn refused_copy(&self, sources: &[&str], target: Option<&str>) {
+        self.lock().coverage.undefined_refused += 1;
+        let copy = |source: &&str| NewCopy { source: (*source).to_owned(), name: format!("{source}-copy") };
+        let refused = self.blocking(|container| match target {
+            None => container.begin_snapshot_group(&sources.iter().map(copy).collect::<Vec<_>>()).map(drop),
+            Some(target) => container.begin_refresh(target, sources[0]).map(drop),
+        });
+        assert!(matches!(refused, Err(Error::Undefined { .. })), "{refused:?}");
+    }
+
     /// Snapshot, of several volumes too, or refresh. Between the instant and the end everything goes on.
     fn copy(&mut self, sources: &[&str], target: Option<&str>) {
+        if sources.iter().any(|source| self.lock().model[*source].undefined) {
+            return self.refused_copy(sources, target);
+        }
         let names: Vec<_> = match target {
             Some(target) => vec![target.to_owned()],
             None => sources.iter().map(|_| self.lock().fresh_name()).collect(),
@@ -182,7 +225,11 @@ impl Work {
             for copy in copies.iter_mut().map(Arc::make_mut) {
                 copy.seal();
                 copy.flush(u64::MAX);
+                if let Some(target) = target {
+                    copy.durability = world.model[target].durability;
+                }
             }
+            world.coverage.undefined_refreshed += u64::from(target.is_some_and(|name| world.model[name].undefined));
             (copies, target.map(|target| world.model[target].life))
         };
         let change = Change::Put(names.into_iter().zip(copies).collect());
@@ -353,6 +400,9 @@ impl Work {
         let mut world = self.lock();
         let container = Container::open(world.disk.clone(), OpenMode::ReadWrite).unwrap();
         world.use_container(container);
+        if !close {
+            world.lose_durability();
+        }
         world.examine();
         drop(world);
         self.hook();
@@ -403,7 +453,8 @@ impl Work {
         };
         match choice {
             0..60 => self.hydrate(&name),
-            60..700 => {
+            60..85 => self.set(&name),
+            85..700 => {
                 for _ in 0..4 {
                     self.small_operation();
                 }
@@ -433,12 +484,15 @@ fn settled(world: &mut World, container: &Container) -> Model {
         panic!("a crash loses what was promised: {why}");
     }
     let volumes = world.model.clone();
-    for (name, volume) in &volumes {
+    for ((name, volume), info) in volumes.iter().zip(container.volumes()) {
         let mut shown = Shown::new();
         let handle = container.volume(name).unwrap();
         comparer.volume(container, &handle, volume, When::AfterCrash, Some(&mut shown)).unwrap();
         let life = world.fresh_life();
-        model.insert(name.clone(), Arc::new(Volume::holding(volume.size, life, shown)));
+        world.coverage.became_undefined += u64::from(info.undefined && !volume.undefined);
+        let mut held = Volume::holding(volume.size, life, shown);
+        (held.durability, held.undefined) = (info.durability, info.undefined);
+        model.insert(name.clone(), Arc::new(held));
     }
     world.crashes.promises_changed();
     model

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use pitstop_format::testing::{Event, SimDisk};
-use pitstop_format::{Container, Disk as _, Error, FlushStep, Planned, ReadPlan, ReadSegment, ZeroKind};
+use pitstop_format::{Container, Disk as _, Durability, Error, FlushStep, Planned, ReadPlan, ReadSegment, ZeroKind};
 
 use crate::common::compare::Comparer;
 use crate::common::promises::{Change, Model, Volume, When};
@@ -50,13 +50,18 @@ pub struct Coverage {
     pub hydrations_ended_by_commands: u64,
     pub steps_that_copied: u64,
     pub steps_that_waited: u64,
+    pub flushes_that_promise_nothing: u64,
+    pub changes_of_durability: u64,
+    pub became_undefined: u64,
+    pub undefined_refused: u64,
+    pub undefined_refreshed: u64,
     pub reopened: u64,
     pub crashes_gone_on_from: u64,
     pub crashes_in_recovery_gone_on_from: u64,
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 28] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 33] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -83,6 +88,11 @@ impl Coverage {
             ("hydrations ended by other commands", &mut self.hydrations_ended_by_commands),
             ("steps of hydrations that copied", &mut self.steps_that_copied),
             ("steps of hydrations that waited", &mut self.steps_that_waited),
+            ("flushes that promise nothing", &mut self.flushes_that_promise_nothing),
+            ("changes of durability", &mut self.changes_of_durability),
+            ("volumes that became undefined", &mut self.became_undefined),
+            ("copies of undefined volumes refused", &mut self.undefined_refused),
+            ("undefined volumes refreshed", &mut self.undefined_refreshed),
             ("reopenings", &mut self.reopened),
             ("crashes gone on from", &mut self.crashes_gone_on_from),
             ("crashes in recovery gone on from", &mut self.crashes_in_recovery_gone_on_from),
@@ -235,6 +245,16 @@ impl World {
     pub fn all_flushed(&mut self, time: u64) {
         self.crashes.promises_changed();
         self.model.values_mut().for_each(|volume| Arc::make_mut(volume).flush(time));
+    }
+
+    /// The container was opened without having been closed: what disposable volumes flushed counts for nothing (VOL-44).
+    pub fn lose_durability(&mut self) {
+        self.crashes.promises_changed();
+        let lost = |volume: &&mut Arc<Volume>| volume.durability == Durability::None && !volume.undefined;
+        for volume in self.model.values_mut().filter(lost) {
+            self.coverage.became_undefined += 1;
+            Arc::make_mut(volume).undefined = true;
+        }
     }
 
     // --- crashes ---
@@ -569,8 +589,15 @@ impl World {
         }
         self.note(format!("flush of {name}"));
         let life = self.model[name].life;
-        let flush = self.container.volume(name).unwrap().start_flush();
-        self.flushes.push(Flushing { flush, life, began: self.time, stage: Stage::Waiting });
+        let promises = self.model[name].durability == Durability::Flush;
+        let mut flush = self.container.volume(name).unwrap().start_flush();
+        // While a command changes what it promises, it may be either.
+        if !promises && self.change.is_none() {
+            self.coverage.flushes_that_promise_nothing += 1;
+            assert!(matches!(flush.poll(Waker::noop()), Ok(FlushStep::Done)), "a flush that promises nothing waits");
+            return;
+        }
+        self.flushes.push(Flushing { flush, life, began: self.time, promises, stage: Stage::Waiting });
         self.coverage.flushes += 1;
         let leading = self.flushes.iter().filter(|flush| flush.stage != Stage::Waiting).count();
         self.coverage.flushes_at_once += u64::from(leading > 0);
@@ -595,7 +622,9 @@ impl World {
         }
         flushing.stage = match flushing.flush.poll(Waker::noop()).unwrap() {
             FlushStep::Done => {
-                self.flushed(flushing.life, flushing.began);
+                if flushing.promises {
+                    self.flushed(flushing.life, flushing.began);
+                }
                 return self.promised();
             }
             FlushStep::Wait => Stage::Waiting,

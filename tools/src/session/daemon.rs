@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use pitstop_format::{Holder, NewCopy};
+use pitstop_format::{Durability, Holder, NewCopy, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -121,8 +121,17 @@ impl Session for Daemon {
         self.ask("x-pitstop-query-layers", Value::Null)
     }
 
-    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView> {
-        self.ask_volume("x-pitstop-volume-create", json!({ "name": name, "size": size_bytes }))
+    fn create_volume(&mut self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeView> {
+        let arguments = json!({ "name": name, "size": size_bytes, "durability": durability });
+        self.ask_volume("x-pitstop-volume-create", arguments)
+    }
+
+    fn set_volume(&mut self, name: &str, change: VolumeChange) -> Result<VolumeView> {
+        let mut arguments = json!({ "name": name, "defined": change.defined });
+        if let Some(durability) = change.durability {
+            arguments["durability"] = json!(durability);
+        }
+        self.ask_volume("x-pitstop-volume-set", arguments)
     }
 
     fn delete_volume(&mut self, name: &str) -> Result<()> {

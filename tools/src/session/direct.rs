@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, FileDisk, Holder, Listing, Maintained, NewCopy};
+use pitstop_format::{Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, VolumeChange};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -85,8 +85,12 @@ impl Session for Direct {
         view(&self.container.layers())
     }
 
-    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView> {
-        view(&self.container.create_volume(name, size_bytes).map_err(self.failed())?)
+    fn create_volume(&mut self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeView> {
+        view(&self.container.create_volume_with(name, size_bytes, durability).map_err(self.failed())?)
+    }
+
+    fn set_volume(&mut self, name: &str, change: VolumeChange) -> Result<VolumeView> {
+        view(&self.container.set_volume(name, change).map_err(self.failed())?)
     }
 
     fn delete_volume(&mut self, name: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{FileDisk, Holder, NewCopy, OpenMode, check, holder_of};
+use pitstop_format::{Durability, FileDisk, Holder, NewCopy, OpenMode, VolumeChange, check, holder_of};
 
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
@@ -66,7 +66,9 @@ pub(crate) trait Session {
     /// All layers.
     fn layers(&mut self) -> Result<Vec<LayerView>>;
     /// Makes an empty volume of `size_bytes`.
-    fn create_volume(&mut self, name: &str, size_bytes: u64) -> Result<VolumeView>;
+    fn create_volume(&mut self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeView>;
+    /// Changes what flushes of a volume promise, or takes an undefined one as it is.
+    fn set_volume(&mut self, name: &str, change: VolumeChange) -> Result<VolumeView>;
     /// Deletes a volume; copies made from it keep their contents.
     fn delete_volume(&mut self, name: &str) -> Result<()>;
     /// Gives a volume another name.

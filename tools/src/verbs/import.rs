@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use pitstop_format::VolumeIo;
+use pitstop_format::{Durability, VolumeIo};
 
 use crate::copy::{self, Sink, Source};
 use crate::error::{Error, Result};
@@ -96,7 +96,7 @@ fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
             "volume '{left}' looks left over from an interrupted import; delete it with `pitstop delete`"
         ));
     }
-    session.create_volume(name, len_bytes)?;
+    session.create_volume(name, len_bytes, Durability::Flush)?;
     let temporary = format!("{stem}{:08x}", std::process::id());
     if let Err(error) = session.rename_volume(name, &temporary) {
         session.delete_volume(name)?;

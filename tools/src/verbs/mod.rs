@@ -20,6 +20,7 @@ pub(crate) mod refresh;
 pub(crate) mod rename;
 pub(crate) mod restore;
 pub(crate) mod rotate;
+pub(crate) mod set;
 pub(crate) mod snapshot;
 mod source;
 mod steps;

@@ -19,7 +19,7 @@ pub(super) struct VolumeSource<'a> {
 impl<'a> VolumeSource<'a> {
     /// Volume `name` of the session's container.
     pub(super) fn new(session: &'a Direct, name: &str) -> Result<Self> {
-        let volume = session.opened().volume(name).map_err(session.failed())?;
+        let volume = session.opened().defined_volume(name).map_err(session.failed())?;
         let len_bytes = volume.size();
         Ok(Self { session, io: VolumeIo::new(session.opened(), volume), len_bytes })
     }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use pitstop_format::Durability;
+
 use crate::error::Result;
 use crate::render::{self, Output};
 use crate::session::{self, Access};
 
 /// Makes volume `name` of `size_bytes` in the container `path`.
-pub(crate) fn run(path: &Path, name: &str, size_bytes: u64, output: Output) -> Result<()> {
-    let volume = session::with(path, Access::Change, |session| session.create_volume(name, size_bytes))?;
+pub(crate) fn run(path: &Path, name: &str, size_bytes: u64, durability: Durability, output: Output) -> Result<()> {
+    let volume = session::with(path, Access::Change, |session| session.create_volume(name, size_bytes, durability))?;
     render::show(output, &volume, render::volume_line)
 }

@@ -166,7 +166,7 @@ fn every_command_refuses_an_unexpected_argument() {
             "block-export-del" => json!({"id": "a"}),
             "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
             "x-pitstop-diff" => json!({"a": "golden", "b": "golden"}),
-            "x-pitstop-map" | "x-pitstop-volume-hydrate" => json!({"name": "golden"}),
+            "x-pitstop-map" | "x-pitstop-volume-hydrate" | "x-pitstop-volume-set" => json!({"name": "golden"}),
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
             "x-pitstop-job-set-speed" => json!({"id": "a", "speed": 0}),
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
@@ -234,6 +234,7 @@ fn the_daemons_error_text_is_passed_on_unchanged() {
         ("x-pitstop-refresh", json!({"name": "golden", "source": "nope"})),
         ("x-pitstop-volume-delete", json!({"name": "nope"})),
         ("x-pitstop-volume-rename", json!({"name": "nope", "new-name": "new"})),
+        ("x-pitstop-volume-set", json!({"name": "nope", "durability": "none"})),
     ] {
         let expected = Failure { class: ErrorClass::DeviceNotFound, desc: missing.clone() };
         assert_eq!(bench.fails(command, arguments), expected, "{command}");
@@ -265,6 +266,24 @@ fn volumes_are_created_listed_renamed_and_deleted() {
         let failure = bench.fails("x-pitstop-volume-create", json!({"name": "v", "size": size}));
         assert_eq!(failure, Failure::generic("Parameter 'size' expects uint64"));
     }
+}
+
+/// CTL-130 to CTL-132, CTL-17
+#[test]
+fn durability_is_set_and_shown() {
+    let bench = Bench::new();
+    let created =
+        bench.run("x-pitstop-volume-create", json!({"name": "v", "size": 4096, "durability": "none"})).unwrap();
+    assert_eq!((&created["volume"]["durability"], &created["volume"]["undefined"]), (&json!("none"), &json!(false)));
+    let set = |arguments| bench.run("x-pitstop-volume-set", arguments).unwrap()["volume"]["durability"].clone();
+    assert_eq!(set(json!({"name": "v"})), "none");
+    assert_eq!(set(json!({"name": "v", "durability": "flush"})), "flush");
+    assert_eq!(set(json!({"name": "v", "defined": true})), "flush");
+    assert_eq!(set(json!({"name": "golden", "durability": "none"})), "none");
+    let wrong = bench.fails("x-pitstop-volume-set", json!({"name": "v", "durability": "some"}));
+    assert_eq!(wrong, Failure::generic("Parameter 'durability' does not accept value 'some'"));
+    let wrong = bench.fails("x-pitstop-volume-set", json!({"name": "v", "defined": "yes"}));
+    assert_eq!(wrong, Failure::generic("Invalid parameter type for 'defined', expected: boolean"));
 }
 
 /// CTL-35, CTL-52: the objects are those that the container's own types print.

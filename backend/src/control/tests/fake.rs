@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 
-use pitstop_format::{Container, CreateOptions, FileDisk, NewCopy, OpenMode, VolumeInfo};
+use pitstop_format::{Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, VolumeChange, VolumeInfo};
 
 use super::target::{Refusal, RefusalKind, Result, Target};
 use crate::config::{Access, ExportConfig};
@@ -136,8 +136,12 @@ impl Target for FakeTarget {
         Ok(())
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
-        Ok(self.container.create_volume(name, size_bytes).map_err(DaemonError::from)?)
+    fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeInfo> {
+        Ok(self.container.create_volume_with(name, size_bytes, durability).map_err(DaemonError::from)?)
+    }
+
+    fn set_volume(&self, name: &str, change: VolumeChange) -> Result<VolumeInfo> {
+        Ok(self.container.set_volume(name, change).map_err(DaemonError::from)?)
     }
 
     fn delete_volume(&self, name: &str) -> Result<()> {

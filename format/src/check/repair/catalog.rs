@@ -12,7 +12,9 @@ use crate::check::copies::wrong_copies;
 use crate::check::read;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
-use crate::layout::slot::{self, ContainerRecord, LayerKind, LayerRecord, PER_SLAB, Slot, VolumeRecord, check_name};
+use crate::layout::slot::{
+    self, ContainerRecord, Durability, LayerKind, LayerRecord, PER_SLAB, Slot, VolumeRecord, check_name,
+};
 use crate::units::{
     LayerId, MAX_VOLUME_LEN, PAGE_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo, TABLE_SPAN, VolumeId,
 };
@@ -394,6 +396,8 @@ impl Draft<'_> {
             head: head.id,
             created_ns: head.created_ns,
             origin: None,
+            durability: Durability::Flush,
+            undefined: false,
         };
         self.set_slot(number, Slot::Volume(record));
         Ok(())

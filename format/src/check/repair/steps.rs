@@ -111,7 +111,8 @@ pub(super) fn superblocks(draft: &Draft<'_>, end: Cursor) -> Result<[Step; 2]> {
     let current = current_copy(draft)?;
     let mut superblock = draft.superblock.clone();
     superblock.generation += 1;
-    superblock.clean = true;
+    // A repair is no ordered end: who had the container open last may have lost what disposable volumes flushed (VOL-44).
+    superblock.clean &= draft.journal.batches == 0;
     superblock.tail_offset = end.at % superblock.journal_len;
     superblock.tail_sequence = end.link.sequence;
     superblock.tail_prev_crc = 0;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, NewCopy, OpenMode, VolumeInfo};
+use pitstop_format::{Container, CreateOptions, Durability, NewCopy, OpenMode, VolumeChange, VolumeInfo};
 
 use super::commands::Context;
 use super::hub::Hub;
@@ -102,8 +102,12 @@ impl Target for Listed {
         Ok(())
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64) -> TargetResult<VolumeInfo> {
-        refused(self.container.create_volume(name, size_bytes))
+    fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> TargetResult<VolumeInfo> {
+        refused(self.container.create_volume_with(name, size_bytes, durability))
+    }
+
+    fn set_volume(&self, name: &str, change: VolumeChange) -> TargetResult<VolumeInfo> {
+        refused(self.container.set_volume(name, change))
     }
 
     fn delete_volume(&self, name: &str) -> TargetResult<()> {
