@@ -123,7 +123,7 @@ impl Server {
     }
 
     /// Ends it; the bytes that it has written to files in all its life. `qmp` is a connection of before its guest's
-    /// end: QEMU 10.0.2, when a guest goes, may close a descriptor twice, and thereby that of a new connection.
+    /// end: QEMU 10.0.2 may die of one that is made just when a guest goes.
     pub(crate) fn end_and_count(self, mut qmp: Qmp) -> Result<u64> {
         qmp.execute("quit", json!({}))?;
         let begin = Instant::now();
