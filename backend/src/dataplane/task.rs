@@ -18,7 +18,8 @@ use vm_memory::GuestAddress;
 
 use super::Durability;
 use super::buffers::{AlignedBuf, HostBuffer, MAX_ZEROS_LEN, cut_zeros};
-use super::transfer::{Finished, Kind, Transfers};
+use super::transfer::Kind;
+use super::transfers::{Finished, Transfers};
 use crate::trouble::Operation;
 use crate::virtio::request::RequestError;
 

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::buffers::HostBuffer;
 use super::polling::Polling;
 use super::task::{Advance, Context, Task, Tasks, Work};
-use super::transfer::Transfers;
+use super::transfers::{Finished, Transfers};
 use super::wake::Signal;
 use super::{CallSlot, DataDisk, Durability, QueueSetup};
 use crate::config::{Access, OnNoSpace};
@@ -88,6 +88,7 @@ pub(crate) struct Worker {
     failure: Arc<EventFd>,
     failed: bool,
     completions: Vec<(u64, i32)>,
+    finished: Vec<Finished>,
     spare_plan: Option<ReadPlan>,
     polling: Polling,
     failures: FailureLog,
@@ -126,6 +127,7 @@ impl Worker {
             failure: setup.failure,
             failed: false,
             completions: Vec::new(),
+            finished: Vec::new(),
             spare_plan: None,
             polling: Polling::new(),
             failures: FailureLog::default(),
@@ -247,18 +249,23 @@ impl Worker {
                     self.retry_starved();
                 }
                 CALL => self.called(),
-                id => {
-                    if let Some(finished) = self.transfers.completed(id as usize, result) {
-                        let task = finished.task;
-                        if self.tasks.get_mut(task).transfer_ended(finished) {
-                            self.advance(task);
-                        }
-                    }
-                }
+                of_transfers => self.transfers_completed(of_transfers, result),
             }
         }
         self.completions = completions;
         worked
+    }
+
+    fn transfers_completed(&mut self, user_data: u64, result: i32) {
+        let mut finished = std::mem::take(&mut self.finished);
+        self.transfers.completed(user_data, result, &mut finished);
+        for finished in finished.drain(..) {
+            let task = finished.task;
+            if self.tasks.get_mut(task).transfer_ended(finished) {
+                self.advance(task);
+            }
+        }
+        self.finished = finished;
     }
 
     /// Resets the kick's counter. Never blocks, whatever the front end did to its descriptor.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::common::client::{T_FLUSH, T_IN};
+use crate::common::client::{DATA_START, T_FLUSH, T_IN, T_OUT};
 use crate::common::faulty::{Fault, Op};
 use crate::common::{PATIENCE, text};
 use pitstop_format::CreateOptions;
@@ -52,6 +52,38 @@ fn a_write_error_fails_that_write_alone() {
     v.write(8192, &[5; 512]);
     assert!(v.read(0, 8192) == [4; 8192] && v.read(8192, 512) == [5; 512] && v.read(8704, 3584) == [0; 3584]);
     w.flush();
+    scene.end();
+}
+
+// rule: VOL-20
+#[test]
+fn of_adjacent_requests_only_that_on_the_bad_place_fails() {
+    const COUNT: u64 = 8;
+    let scene = Scene::new();
+    let mut v = scene.guest("v");
+    let bytes: Vec<u8> = (0..COUNT).flat_map(|n| [n as u8 + 0xb0; 4096]).collect();
+    v.write(0, &bytes);
+    v.flush();
+    let file = std::fs::read(scene.place.container()).unwrap();
+    let at = 4096 * file.chunks(4096).position(|block| block == [0xb3; 4096]).unwrap() as u64;
+    for (op, kind) in [(Op::Read, T_IN), (Op::Write, T_OUT)] {
+        scene.fs.fail(&[Fault { range: at..at + 4096, ..Fault::every(op, libc::EIO) }]);
+        for turn in 0..20 {
+            let queue = &mut v.queues[0];
+            let before = queue.next_avail();
+            let offer = |n| queue.offer(kind, n * 8, &[(DATA_START + n * 4096, 4096)]);
+            let heads: Vec<u16> = (0..COUNT).map(offer).collect();
+            queue.kick_if_wanted(before);
+            for _ in &heads {
+                let done = queue.wait_one();
+                let expected = if done.head == heads[3] { IOERR } else { OK };
+                assert_eq!(done.status, expected, "{op:?}, turn {turn}, of {heads:?} {}", done.head);
+            }
+        }
+    }
+    scene.fs.fail(&[]);
+    let now = v.read(0, bytes.len());
+    assert!(now[..3 * 4096] == bytes[..3 * 4096] && now[4 * 4096..] == bytes[4 * 4096..]);
     scene.end();
 }
 
