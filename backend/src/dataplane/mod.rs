@@ -1,8 +1,9 @@
 //! The way of the data: one thread and one io_uring per queue, straight between guest memory and the container.
 //!
 //! `worker` runs a queue; `task` is one guest request on its way through plan, transfers and completion; `transfer` is
-//! one operation on the ring, `merged` one that carries several transfers; `buffers` are guest and bounce memory; `ring` is io_uring; `wake` lets other threads reach
-//! a worker. Invariant: when a worker has ended, no operation of its queue is under way. Does not: speak vhost-user.
+//! one operation on the file, `transfers` are all of a queue, `merged` those that carry several; `buffers` are guest and
+//! bounce memory; `ring` is io_uring; `wake` lets other threads reach a worker. Invariant: when a worker has ended, no
+//! operation of its queue is under way. Does not: speak vhost-user.
 
 mod buffers;
 mod merged;
