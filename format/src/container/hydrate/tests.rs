@@ -5,6 +5,7 @@ use super::*;
 use crate::check::{Outcome, check};
 use crate::container::{CreateOptions, HydrateEnd, HydrateStep, OpenMode};
 use crate::io::VolumeIo;
+use crate::layout::slot::Slot;
 use crate::testing::SimDisk;
 use crate::units::BLOCK_LEN;
 
