@@ -42,7 +42,8 @@ impl Turn {
         // What it may have left half done is behind locks that whoever comes next takes as they are.
         let step = || self.work.step(self.budget_bytes);
         catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            let text =
+                panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
             Step::Failed(format!("a defect of this program: {}", text.unwrap_or("it gives no reason")))
         })
     }

@@ -396,3 +396,6 @@ impl Hindrance {
         Self::Space(if for_good { HydrateWait::NoSpace } else { HydrateWait::Others })
     }
 }
+
+#[cfg(test)]
+mod tests;

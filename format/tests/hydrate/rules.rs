@@ -1,8 +1,8 @@
 //! Rules that no other test would miss: for each, the state in which its obvious wrong version shows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Waker;
+use std::task::{Wake, Waker};
 
 use pitstop_format::testing::{Fault, Injection, Middle, SimDisk};
 use pitstop_format::{
@@ -295,12 +295,56 @@ fn a_step_copies_no_more_than_it_is_told_to() {
     let before = contents(&container, "ci");
     let layer = container.hydrate("ci").unwrap().unwrap();
     let chunk = SLAB_LEN - BLOCK;
-    for (budget, copied) in [(MIB, 4 * chunk), (1, chunk), (chunk - 1, chunk), (2 * chunk - 1, chunk), (4 * MIB, 16 * chunk)]
+    for (budget, copied) in
+        [(MIB, 4 * chunk), (1, chunk), (chunk - 1, chunk), (2 * chunk - 1, chunk), (4 * MIB, 16 * chunk)]
     {
         assert_eq!(container.hydrate_step(layer, budget).unwrap(), HydrateStep::Copied(copied), "of {budget}");
         container.maintain().unwrap();
     }
     assert_eq!(run(&container, layer, ALL), (HydrateEnd::Done, 41 * chunk));
     assert!(contents(&container, "ci") == before);
+    assert_clean(&disk, container);
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+// rule: VOL-23 — a step has the last free slab, a request waits for it, and the hydration is given up.
+#[test]
+fn who_waits_for_a_slab_is_woken_when_a_step_gives_it_back() {
+    let (disk, container) = golden_and_ci();
+    container.create_volume("filler", 1 << 30).unwrap();
+    let layer = container.hydrate("ci").unwrap().unwrap();
+    let filler = container.volume("filler").unwrap();
+    let plan = |chunk: usize, waker: &Waker| {
+        let start = chunk as u64 * SLAB_LEN;
+        filler.plan_write(start..start + BLOCK, waker).unwrap()
+    };
+    let mut tickets = Vec::new();
+    while let Planned::Ready(ticket) = plan(tickets.len(), Waker::noop()) {
+        tickets.push(ticket);
+    }
+    // One for the copy layer's table, one for its first chunk.
+    tickets.truncate(tickets.len() - 2);
+    let woken = Arc::new(Woken::default());
+    let (waker, seen, late) = (Waker::from(woken.clone()), woken.clone(), filler.clone());
+    let handle = Mutex::new(Some(container.clone()));
+    disk.set_hook(Some(Box::new(move |middle| {
+        let Some(container) = handle.lock().unwrap().take_if(|_| middle == Middle::Write) else { return };
+        container.cancel_hydration(layer).unwrap();
+        assert!(matches!(late.plan_write(1 << 29..(1 << 29) + BLOCK, &waker).unwrap(), Planned::Busy));
+        assert!(!seen.0.load(Ordering::SeqCst));
+    })));
+    assert_eq!(container.hydrate_step(layer, ALL).unwrap(), HydrateStep::Ended(HydrateEnd::Cancelled));
+    disk.set_hook(None);
+    assert!(woken.0.load(Ordering::SeqCst), "it would wait for ever");
+    assert!(matches!(plan(1 << 11, Waker::noop()), Planned::Ready(_)));
+    drop(tickets);
     assert_clean(&disk, container);
 }

@@ -85,7 +85,8 @@ fn draw(nodes: &[Node]) -> String {
         above.truncate(*depth);
         above.push(is_last);
         let shown = (*depth).min(MOST_INDENTS);
-        let mut left: String = above.iter().take(shown).skip(1).map(|last| if *last { "    " } else { "│   " }).collect();
+        let mut left: String =
+            above.iter().take(shown).skip(1).map(|last| if *last { "    " } else { "│   " }).collect();
         left += match (depth, is_last) {
             (0, _) => "",
             (_, true) => "└── ",

@@ -120,7 +120,7 @@ fn a_step_looks_at_a_bounded_number_of_layers() {
 // rule: LAY-42 — each table page counts that it reads, also those that answer the same look.
 #[test]
 fn a_step_reads_a_bounded_number_of_table_pages() {
-    let (disk, container) = deep(SIZE, 700);
+    let (disk, container) = deep(64 << 20, 700);
     let copy = container.hydrate("ci").unwrap().unwrap();
     let before = contents(&container, "ci");
     container.close().unwrap();
