@@ -341,10 +341,9 @@ fn a_second_daemon_and_data_verbs_are_told_who_holds_the_container() {
     assert_says(&failure, &["in use", "pitstopd", &holder]);
     assert!(!scratch.socket("second").exists());
     assert!(!scratch.socket("golden").exists());
-    let target = scratch.file("exported");
-    let failure = pitstop.fails("export", &["golden", text(&target)]);
-    assert_says(&failure, &["pitstopd", &holder]);
-    assert!(!target.exists());
+    let image = scratch.file("golden.raw");
+    let failure = pitstop.fails("import", &["new", text(&image)]);
+    assert_says(&failure, &["pitstopd", &holder, "imported"]);
 
     // The first goes on: looking and changing work through it.
     pitstop.run("snapshot", &["golden", "ci-2"]);
@@ -593,6 +592,71 @@ fn several_volumes_are_copied_at_one_instant_with_and_without_a_daemon() {
         pitstop.run("export", &[copy, text(&target), "--force"]);
         assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
     }
+    pitstop.assert_clean();
+}
+
+// req: R16, R30; rule: CTL-133
+#[test]
+fn volumes_in_use_are_compared_and_exported_through_their_daemon() {
+    let scratch = Scratch::new("cli-data");
+    let pitstop = small_container(&scratch);
+    let (image, other) = (scratch.file("golden.raw"), scratch.file("other.raw"));
+    write_pattern_file(&other, 8 * MIB, 1);
+    OpenOptions::new().write(true).open(&other).unwrap().write_all_at(&[0xff; 1], 5 * MIB + 77).unwrap();
+    pitstop.run("import", &["other", text(&other)]);
+    pitstop.run("volume create", &["longer", "--size", "9M"]);
+    let exports = [Export::writable("ci-1", scratch.socket("ci-1"))];
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &exports);
+    let names = || {
+        let volumes = pitstop.json::<&str>("list", &[]);
+        volumes.as_array().unwrap().iter().map(|volume| volume["name"].clone()).collect::<Vec<_>>()
+    };
+    let before = names();
+
+    for (arguments, first) in [
+        (&["golden", "ci-1"][..], None),
+        (&["golden", "golden"], None),
+        (&["golden", "other"], Some(5 * MIB + 77)),
+        (&["longer", "other"], Some(0)),
+        (&["golden", "--file", text(&image)], None),
+        (&["golden", "--file", text(&other)], Some(5 * MIB + 77)),
+    ] {
+        let mut command = pitstop.command("compare", arguments);
+        let output = command.args(["--output", "json"]).output().unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!(output.status.code(), Some(i32::from(first.is_some())), "{arguments:?}: {said}");
+        assert_eq!(said["first-difference"], serde_json::json!(first), "{arguments:?}");
+        // What they share is not read, through a daemon neither.
+        assert!(arguments[1] != "ci-1" || said["read-bytes"] == 0, "{said}");
+    }
+    for (name, format) in [("golden", "raw"), ("other", "raw"), ("longer", "raw"), ("other", "qcow2")] {
+        let target = scratch.file("exported");
+        pitstop.run("export", &[name, text(&target), "-O", format, "--force"]);
+        if format == "raw" {
+            let expected = match name {
+                "golden" => sha256_of(&image),
+                "other" => sha256_of(&other),
+                _ => {
+                    File::create(scratch.file("zeros")).unwrap().set_len(9 * MIB).unwrap();
+                    assert!(allocated_bytes(&target) < MIB, "zeros were written");
+                    sha256_of(&scratch.file("zeros"))
+                }
+            };
+            assert_eq!(sha256_of(&target), expected, "{name}");
+        } else {
+            pitstop.run("compare", &[name, "--file", text(&target)]);
+        }
+    }
+    for (verb, arguments) in
+        [("export", &["nobody", text(&scratch.file("none"))][..]), ("compare", &["golden", "nobody"])]
+    {
+        assert_says(&pitstop.fails(verb, arguments), &["no volume named 'nobody'"]);
+    }
+    assert!(!scratch.file("none").exists());
+    // The copies have gone, whatever came out.
+    assert_eq!(names(), before);
+    daemon.stop();
     pitstop.assert_clean();
 }
 

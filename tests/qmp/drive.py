@@ -9,6 +9,7 @@ everything was as spec/control.md says. Needs qemu.qmp 0.0.6 (see tests/setup.sh
 """
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-volume-set", "x-pitstop-snapshot",
-    "x-pitstop-refresh", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
+    "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
 
@@ -83,6 +84,8 @@ async def volumes(client, watcher):
     assert await next_event(watcher, "X_PITSTOP_VOLUME_REFRESHED") == {"name": "qmp-ci", "source": "golden"}
     step = await client.execute("x-pitstop-map", {"name": "qmp-ci"})
     assert sum(range["length"] for range in step["ranges"]) == (step["next"] or step["size-bytes"]), step
+    piece = await client.execute("x-pitstop-read", {"name": "qmp-ci", "start": 0, "length": 3 * 512})
+    assert len(base64.b64decode(piece["data"], validate=True)) == 3 * 512, piece
     step = await client.execute("x-pitstop-diff", {"a": "golden", "b": "qmp-ci"})
     assert step["ranges"] == [] and step["counts"]["bytes"] == 0, step
     created = await client.execute("x-pitstop-volume-create", {"name": "qmp-1", "size": 1 << 20})

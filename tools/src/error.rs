@@ -104,7 +104,7 @@ pub(crate) enum Error {
         container: PathBuf,
         /// Who holds it.
         holder: HolderName,
-        /// `imported`, `exported` or `compared`.
+        /// `imported`.
         verb: &'static str,
     },
     /// Another program holds the container, and there is no talking to it.

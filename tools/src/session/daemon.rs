@@ -1,7 +1,7 @@
 //! A container that a daemon holds, through the daemon's control socket.
 //!
 //! Invariant: every answer is turned into the same shapes that an open container gives; a refusal is shown in the
-//! daemon's own words. Does not: speak the protocol itself (see [`crate::qmp`]), or move volume data.
+//! daemon's own words. Does not: speak the protocol itself (see [`crate::qmp`]).
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,7 +11,10 @@ use pitstop_format::{Durability, Holder, NewCopy, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::remote::RemoteSource;
 use super::{Connected, STEP_RANGES, Session, Want, name_of};
+use crate::base64;
+use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
@@ -71,6 +74,18 @@ impl Daemon {
         let report = self.ask("x-pitstop-check", Value::Null);
         self.qmp.set_timeout(COMMAND_TIMEOUT);
         report
+    }
+
+    /// Fills `buf` with what volume `name` holds from byte `start` on.
+    pub(super) fn read(&mut self, name: &str, start: u64, buf: &mut [u8]) -> Result<()> {
+        let command = "x-pitstop-read";
+        let answer = self.tell(command, json!({ "name": name, "start": start, "length": buf.len() }))?;
+        let data = answer.get("data").and_then(Value::as_str);
+        data.and_then(|data| base64::decode(data, buf)).ok_or_else(|| Error::BadAnswer {
+            holder: self.holder_name(),
+            command,
+            reason: format!("no data of {} bytes in base64", buf.len()),
+        })
     }
 
     fn ask<T: DeserializeOwned>(&mut self, command: &'static str, arguments: Value) -> Result<T> {
@@ -167,6 +182,11 @@ impl Session for Daemon {
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
         let only = want == Want::Counts;
         self.ask("x-pitstop-diff", json!({ "a": a, "b": b, "start": start, "limit": STEP_RANGES, "counts-only": only }))
+    }
+
+    fn source(&mut self, name: &str) -> Result<Box<dyn Source>> {
+        let own = Self::connect(&self.container, self.holder.clone(), &self.socket)?;
+        Ok(Box::new(RemoteSource::new(own, name)?))
     }
 
     fn jobs(&mut self) -> Result<Vec<JobView>> {

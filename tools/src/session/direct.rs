@@ -11,8 +11,10 @@ use pitstop_format::{Container, Durability, FileDisk, Holder, Listing, Maintaine
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::local::LocalSource;
 use super::work::{self, Worker};
 use super::{Access, Connected, STEP_RANGES, Session, Want, mode_of};
+use crate::copy::Source;
 use crate::error::{Error, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
@@ -46,7 +48,7 @@ impl Direct {
         Ok(Self { path: path.to_owned(), access, container, worker: Worker::default() })
     }
 
-    /// The container, for verbs that move data.
+    /// The container, for the verb that writes data.
     pub(crate) fn opened(&self) -> &Container {
         &self.container
     }
@@ -120,6 +122,10 @@ impl Session for Direct {
 
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView> {
         view(&self.container.diff(a, b, start, listing(want)).map_err(self.failed())?)
+    }
+
+    fn source(&mut self, name: &str) -> Result<Box<dyn Source>> {
+        Ok(Box::new(LocalSource::new(&self.path, &self.container, name)?))
     }
 
     fn jobs(&mut self) -> Result<Vec<JobView>> {

@@ -2,10 +2,13 @@
 //!
 //! Invariant: a verb works through [`Session`] and cannot tell the two apart; both give the same shapes and are durable
 //! when they return. A container that is closed is opened here; one that a daemon holds is reached through the control
-//! socket that its lock names. Does not: render, or move volume data (see [`Direct::opened`] for the verbs that do).
+//! socket that its lock names. Does not: render, or copy volume data (see [`Session::source`] and [`Direct::opened`] for the verbs that do).
 
 mod daemon;
 mod direct;
+pub(crate) mod frozen;
+mod local;
+mod remote;
 mod work;
 
 use std::io;
@@ -18,6 +21,7 @@ use pitstop_format::{Durability, FileDisk, Holder, NewCopy, OpenMode, VolumeChan
 
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
+use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
@@ -83,6 +87,8 @@ pub(crate) trait Session {
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView>;
     /// A step of the difference of two volumes, from byte `start` on.
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView>;
+    /// Volume `name`, to be read; nobody may write it meanwhile ([`frozen::with`]).
+    fn source(&mut self, name: &str) -> Result<Box<dyn Source>>;
     /// Jobs that are not over, or wait to be dismissed, the oldest first.
     fn jobs(&mut self) -> Result<Vec<JobView>>;
     /// Gives an order to job `id`.
@@ -119,7 +125,7 @@ fn open(path: &Path, access: Access) -> Result<Box<dyn Session>> {
     })
 }
 
-/// Opens the container's file itself, for a verb that moves data (`verb`: "imported", "exported", "compared").
+/// Opens the container's file itself, for a verb that a daemon does not carry out (`verb`: "imported").
 ///
 /// # Errors
 /// [`Error::HeldByDaemon`] when a daemon holds it.

@@ -2,24 +2,23 @@
 //!
 //! Invariant: everything is read but what two volumes show from layers that both have, and what both sides are known to
 //! show as zeros. As with `qemu-img compare`, whose exit codes these are, zeros follow the end of the shorter side.
-//! Does not: work through a daemon, which gives out no data.
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use pitstop_format::{Content, Listing, MIN_IO_LEN};
+use pitstop_format::MIN_IO_LEN;
 use serde::Serialize;
 
-use super::source::VolumeSource;
+use super::steps::Steps;
 use crate::copy::{BUFFER_LEN, Run, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{self, Backing, Format, ImageFile};
+use crate::interrupt;
+use crate::maps::ContentView;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
-use crate::session::{self, Access, Direct};
-
-/// Ranges of a difference that are fetched at once.
-const STEP_RANGES: usize = 4096;
+use crate::session::{Session, Want, frozen};
 
 /// What a volume is compared with.
 #[derive(Debug)]
@@ -70,26 +69,33 @@ struct Comparison {
 
 /// Compares volume `name` of the container `path` with `other`.
 pub(crate) fn run(path: &Path, name: &str, other: &Other<'_>, output: Output) -> Result<Outcome> {
-    let session = session::open_direct(path, Access::Read, "compared")?;
-    let mut a = VolumeSource::new(&session, name)?;
-    let progress = Progress::start(format!("comparing {}", printable(name)), a.len());
+    let stop = interrupt::stop_flag().map_err(Error::Signals)?;
+    let progress = |len| Progress::start(format!("comparing {}", printable(name)), len);
     let (comparison, other_name) = match other {
         Other::Volume(other) => {
-            let mut b = VolumeSource::new(&session, other)?;
-            let mut sides = Sides::new([&mut a, &mut b]);
-            let found = sides.compare_volumes(&session, [name, other], &progress)?;
-            (sides.comparison(found), printable(other))
+            let other: &str = other;
+            let comparison = frozen::with(path, "compare", &[name, other], |session, names| {
+                let (mut a, mut b) = (session.source(&names[0])?, session.source(&names[1])?);
+                let progress = progress(a.len());
+                let mut sides = Sides::new([a.as_mut(), b.as_mut()], &stop);
+                let found = sides.compare_volumes(session, [&names[0], &names[1]], &progress)?;
+                Ok(sides.comparison(found))
+            })?;
+            (comparison, printable(other))
         }
-        Other::File { path, format, backing } => {
-            let (_, mut b) = image::source(ImageFile::open(path)?, *format, *backing)?;
-            let mut sides = Sides::new([&mut a, b.as_mut()]);
-            let found = sides.compare_all(&progress)?;
-            (sides.comparison(found), printable(&path.to_string_lossy()))
+        Other::File { path: file, format, backing } => {
+            let (_, mut b) = image::source(ImageFile::open(file)?, *format, *backing)?;
+            let comparison = frozen::with(path, "compare", &[name], |session, names| {
+                let mut a = session.source(&names[0])?;
+                let progress = progress(a.len());
+                let mut sides = Sides::new([a.as_mut(), b.as_mut()], &stop);
+                let found = sides.compare_all(&progress)?;
+                Ok(sides.comparison(found))
+            })?;
+            (comparison, printable(&file.to_string_lossy()))
         }
     };
-    drop(progress);
     render::show(output, &comparison, |comparison| text(comparison, &printable(name), &other_name))?;
-    session.finish()?;
     Ok(if comparison.identical { Outcome::Identical } else { Outcome::Different })
 }
 
@@ -119,11 +125,12 @@ struct Sides<'a> {
     sources: [&'a mut dyn Source; 2],
     buffers: [Vec<u8>; 2],
     read_bytes: u64,
+    stop: &'a AtomicBool,
 }
 
 impl<'a> Sides<'a> {
-    fn new(sources: [&'a mut dyn Source; 2]) -> Self {
-        Self { sources, buffers: [vec![0; BUFFER_LEN], vec![0; BUFFER_LEN]], read_bytes: 0 }
+    fn new(sources: [&'a mut dyn Source; 2], stop: &'a AtomicBool) -> Self {
+        Self { sources, buffers: [vec![0; BUFFER_LEN], vec![0; BUFFER_LEN]], read_bytes: 0, stop }
     }
 
     fn comparison(&self, first_difference: Option<u64>) -> Comparison {
@@ -133,23 +140,24 @@ impl<'a> Sides<'a> {
     }
 
     /// Compares only where the layers of the volumes `names` say that they may differ.
-    fn compare_volumes(&mut self, session: &Direct, names: [&str; 2], progress: &Progress) -> Result<Option<u64>> {
-        let mut next = Some(0);
-        while let Some(start) = next {
-            let listing = Listing::Ranges(STEP_RANGES);
-            let step = session.opened().diff(names[0], names[1], start, listing).map_err(session.failed())?;
-            for range in &step.ranges {
+    fn compare_volumes(
+        &mut self,
+        session: &mut dyn Session,
+        [a, b]: [&str; 2],
+        progress: &Progress,
+    ) -> Result<Option<u64>> {
+        for step in Steps::of_difference(session, a, b, Want::Ranges) {
+            for range in &step?.ranges {
                 progress.at(range.start);
                 let held = [range.a, range.b].map(|content| match content {
-                    Content::Data => Held::Bytes,
-                    Content::Zero | Content::None => Held::Zeros,
+                    ContentView::Data => Held::Bytes,
+                    ContentView::Zero | ContentView::None => Held::Zeros,
                 });
                 let found = self.first_difference(range.start..range.start + range.length, held)?;
                 if found.is_some() {
                     return Ok(found);
                 }
             }
-            next = step.next;
         }
         Ok(None)
     }
@@ -180,6 +188,9 @@ impl<'a> Sides<'a> {
     fn first_difference(&mut self, range: Range<u64>, held: [Held; 2]) -> Result<Option<u64>> {
         let mut at = range.start;
         while at < range.end && held != [Held::Zeros; 2] {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { undone: "nothing was changed" });
+            }
             let len = usize::try_from(range.end - at).map_or(BUFFER_LEN, |left| left.min(BUFFER_LEN));
             for ((source, buffer), held) in self.sources.iter_mut().zip(&mut self.buffers).zip(held) {
                 match held {

@@ -4,15 +4,15 @@
 //! file is as sparse as the volume.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
-use super::source::VolumeSource;
 use crate::copy::{self, Source};
 use crate::error::{Error, Result};
 use crate::image::{Format, Overwrite, Qcow2Sink, RawSink, Target};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::printable;
-use crate::session::{self, Access};
+use crate::session::frozen;
 
 /// What to export, and as what.
 #[derive(Debug)]
@@ -32,8 +32,13 @@ pub(crate) struct Export<'a> {
 /// Exports a volume.
 pub(crate) fn run(export: &Export<'_>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
-    let session = session::open_direct(export.path, Access::Read, "exported")?;
-    let mut source = VolumeSource::new(&session, export.name)?;
+    frozen::with(export.path, "export", &[export.name], |session, names| {
+        let mut source = session.source(&names[0])?;
+        write(export, source.as_mut(), &stop)
+    })
+}
+
+fn write(export: &Export<'_>, source: &mut dyn Source, stop: &AtomicBool) -> Result<()> {
     let len_bytes = source.len();
 
     let target = Target::create(export.file, export.overwrite)?;
@@ -42,15 +47,15 @@ pub(crate) fn run(export: &Export<'_>) -> Result<()> {
     match export.format {
         Format::Raw => {
             let mut sink = RawSink::create(target.file()?, target.path(), len_bytes)?;
-            copy::copy(&mut source, &mut sink, &stop, &at)?;
+            copy::copy(source, &mut sink, stop, &at)?;
         }
         Format::Qcow2 => {
             let mut sink = Qcow2Sink::create(target.file()?, target.path(), len_bytes)?;
-            copy::copy(&mut source, &mut sink, &stop, &at)?;
+            copy::copy(source, &mut sink, stop, &at)?;
             sink.finish()?;
         }
     }
     target.finish()?;
     drop(progress);
-    session.finish()
+    Ok(())
 }

@@ -22,7 +22,6 @@ pub(crate) mod restore;
 pub(crate) mod rotate;
 pub(crate) mod set;
 pub(crate) mod snapshot;
-mod source;
 mod steps;
 pub(crate) mod tree;
 pub(crate) mod volume_create;

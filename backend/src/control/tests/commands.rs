@@ -168,6 +168,7 @@ fn every_command_refuses_an_unexpected_argument() {
             "x-pitstop-diff" => json!({"a": "golden", "b": "golden"}),
             "x-pitstop-map" | "x-pitstop-volume-hydrate" | "x-pitstop-volume-set" => json!({"name": "golden"}),
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
+            "x-pitstop-read" => json!({"name": "golden", "start": 0, "length": 512}),
             "x-pitstop-job-set-speed" => json!({"id": "a", "speed": 0}),
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
             "x-pitstop-volume-delete" => json!({"name": "golden"}),
@@ -284,6 +285,27 @@ fn durability_is_set_and_shown() {
     assert_eq!(wrong, Failure::generic("Parameter 'durability' does not accept value 'some'"));
     let wrong = bench.fails("x-pitstop-volume-set", json!({"name": "v", "defined": "yes"}));
     assert_eq!(wrong, Failure::generic("Invalid parameter type for 'defined', expected: boolean"));
+}
+
+/// CTL-133
+#[test]
+fn pieces_of_volumes_are_read() {
+    let bench = Bench::new();
+    let container = bench.context.target.container();
+    let io = pitstop_format::VolumeIo::new(container, container.volume("golden").unwrap());
+    io.write_at(&[0xfb; 1024], 4096).unwrap();
+    let read = |start, length| bench.run("x-pitstop-read", json!({"name": "golden", "start": start, "length": length}));
+    let data = |text: String| json!({"data": text});
+    assert_eq!(read(4096, 512), Ok(data("+/v7".repeat(170) + "+/s=")));
+    assert_eq!(read(GOLDEN_BYTES - 512, 512), Ok(data("A".repeat(683) + "=")));
+    assert!(read(0, 512 << 10).is_ok());
+    for (start, length) in
+        [(0, 0), (0, 513 << 10), (0, 100), (100, 512), (GOLDEN_BYTES, 512), (u64::MAX - 511, 512), (u64::MAX, 1)]
+    {
+        assert!(read(start, length).is_err(), "{start} {length}");
+    }
+    let missing = bench.fails("x-pitstop-read", json!({"name": "nope", "start": 0, "length": 512}));
+    assert_eq!(missing.class, ErrorClass::DeviceNotFound);
 }
 
 /// CTL-35, CTL-52: the objects are those that the container's own types print.
