@@ -56,6 +56,8 @@ pub(crate) struct Layer {
     tables: Directory,
     /// No write is under way any more, and none will be planned: a frozen layer is then sealed.
     pub(crate) drained: AtomicBool,
+    /// A merge has handed slabs of its to its child, which entries in memory still name (LAY-71).
+    pub(crate) has_moved: AtomicBool,
 }
 
 impl Layer {
@@ -66,6 +68,7 @@ impl Layer {
             link: ArcSwap::from_pointee(link),
             tables: Directory::new(),
             drained: AtomicBool::new(drained),
+            has_moved: AtomicBool::new(false),
         }
     }
 

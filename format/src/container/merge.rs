@@ -200,6 +200,12 @@ fn is_frozen(state: &State, layer: &Layer) -> bool {
     }
 }
 
+/// Whether blocks may be merged into a layer. What an ended merge has moved out of it is still in its entries in memory, with
+/// slabs that are the child's by now, and absent on disk: nothing that came to them would be stored (LAY-71).
+fn takes_blocks(layer: &Layer) -> bool {
+    !layer.has_moved.load(Ordering::Relaxed)
+}
+
 /// A frozen layer whose only user is one frozen child.
 fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<MergeJob> {
     if !state.merge_possible {
@@ -215,6 +221,7 @@ fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<M
         let parent = state.layers.get(&parent)?;
         (!unmergeable.contains(&parent.id)
             && state.child_count(parent.id) == 1
+            && takes_blocks(child)
             && is_frozen(state, child)
             && is_frozen(state, parent))
         .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
@@ -276,6 +283,7 @@ fn merge_chunk(state: &mut State, job: &MergeJob, chunk: ChunkNo) -> std::result
         state.describe(p_slab, Descriptor::Data { layer: child.id, index: chunk.0, birth });
         if let Some(p_entry) = p_entry {
             p_entry.mark_moved();
+            parent.has_moved.store(true, Ordering::Relaxed);
             state.note_entry(parent, chunk, &p_entry);
         }
     }

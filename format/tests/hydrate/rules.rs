@@ -348,3 +348,42 @@ fn who_waits_for_a_slab_is_woken_when_a_step_gives_it_back() {
     drop(tickets);
     assert_clean(&disk, container);
 }
+
+// rules: LAY-8, LAY-20, LAY-71 — a hydration ends a merge that has moved slabs; what is merged into that layer afterwards
+// would be in its entries in memory only.
+#[test]
+fn nothing_is_merged_into_a_layer_that_an_ended_merge_has_emptied_in_part() {
+    let far = 600 * MIB;
+    let (disk, container) = new_container(MIB);
+    container.create_volume("a", 640 * MIB).unwrap();
+    fill(&container, "a", 0..BLOCK, 1);
+    container.snapshot("a", "holds-the-lowest").unwrap();
+    fill(&container, "a", BLOCK..2 * BLOCK, 2);
+    fill(&container, "a", far..far + BLOCK, 2);
+    container.snapshot("a", "v").unwrap();
+    fill(&container, "v", 8 * MIB..8 * MIB + BLOCK, 3);
+    container.snapshot("v", "w").unwrap();
+    container.delete_volume("a").unwrap();
+    // The merge of the layer with the twos into that with the threes has passed the first chunk, and not the last.
+    let own = chain(&container, "v")[1].clone();
+    let moved = || layer(&container, own.id).unwrap().allocated_bytes > own.allocated_bytes;
+    while !moved() {
+        assert_eq!(container.maintain().unwrap(), pitstop_format::Maintained::Worked);
+    }
+    assert_eq!(chain(&container, "v").len(), 4);
+    container.hydrate("v").unwrap().unwrap();
+    container.delete_volume("holds-the-lowest").unwrap();
+    container.settle(1000).unwrap();
+    container.commit().unwrap();
+    for container in [&container, &crashed(&disk)] {
+        for name in ["v", "w"] {
+            let at = |offset: u64| {
+                let mut bytes = [0; BLOCK as usize];
+                io(container, name).read_at(&mut bytes, offset).unwrap();
+                bytes[0]
+            };
+            assert_eq!([at(0), at(BLOCK), at(8 * MIB), at(far), at(MIB)], [1, 2, 3, 2, 0], "{name}");
+        }
+    }
+    assert_clean(&disk, container);
+}
