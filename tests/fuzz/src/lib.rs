@@ -41,6 +41,9 @@ mod virtio;
 #[path = "../../../backend/src/events.rs"]
 mod events;
 #[allow(dead_code, reason = "the targets use a part of the program")]
+#[path = "../../../backend/src/failure_log.rs"]
+mod failure_log;
+#[allow(dead_code, reason = "the targets use a part of the program")]
 #[path = "../../../backend/src/on_connect.rs"]
 mod on_connect;
 #[allow(dead_code, reason = "the targets use a part of the program")]
