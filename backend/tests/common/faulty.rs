@@ -72,6 +72,8 @@ struct State {
     failed: AtomicU64,
     /// The file may not become longer than this.
     capacity: AtomicU64,
+    /// How long a read takes at least, in milliseconds.
+    read_takes_ms: AtomicU64,
     /// No request is answered.
     hung: Mutex<bool>,
     hung_changed: Condvar,
@@ -95,6 +97,7 @@ impl FaultyFs {
             faults: Mutex::default(),
             failed: AtomicU64::new(0),
             capacity: AtomicU64::new(u64::MAX),
+            read_takes_ms: AtomicU64::new(0),
             hung: Mutex::default(),
             hung_changed: Condvar::new(),
         });
@@ -123,6 +126,11 @@ impl FaultyFs {
     /// Bytes that the file may have.
     pub fn set_capacity(&self, bytes: u64) {
         self.state.capacity.store(bytes, Ordering::SeqCst);
+    }
+
+    /// How long a read takes at least.
+    pub fn slow_reads(&self, time: Duration) {
+        self.state.read_takes_ms.store(time.as_millis() as u64, Ordering::SeqCst);
     }
 
     /// Whether requests wait instead of being answered.
@@ -160,6 +168,9 @@ impl State {
             hung = self.hung_changed.wait(hung).unwrap_or_else(PoisonError::into_inner);
         }
         drop(hung);
+        if op == Op::Read {
+            std::thread::sleep(Duration::from_millis(self.read_takes_ms.load(Ordering::SeqCst)));
+        }
         let touches = |fault: &Fault| op == Op::Sync || fault.range.start < range.end && range.start < fault.range.end;
         for fault in lock(&self.faults).iter_mut().filter(|fault| fault.op == op && touches(fault)) {
             if fault.after > 0 {

@@ -1,9 +1,11 @@
 //! Storage that does not answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::client::{Client, DATA_START, Style, T_FLUSH, T_IN};
-use crate::common::wait_until;
+use crate::common::faulty::{FaultyFs, Grain};
+use crate::common::{Daemon, Place, Qmp, text, wait_until};
+use pitstop_format::VolumeIo;
 use serde_json::json;
 
 use crate::scene::*;
@@ -54,4 +56,35 @@ fn a_store_that_hangs_leaves_questions_answered_and_the_end_in_order() {
     let done = w.queues[0].take_done().unwrap();
     assert_eq!((done.head, done.status), (flush, OK));
     scene.check();
+}
+
+/// A map of a deep chain reads hundreds of table pages, each of which takes its time.
+// rule: CTL-74
+#[test]
+fn the_end_of_the_daemon_waits_for_no_map() {
+    const LAYERS: u32 = 250;
+    const READ_TAKES: Duration = Duration::from_millis(20);
+    let place = Place::with_volumes(&["v"]);
+    place.change(|container| {
+        for number in 0..LAYERS {
+            VolumeIo::new(container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
+            container.snapshot("v", &format!("kept-{number}")).unwrap();
+        }
+    });
+    let fs = FaultyFs::mount(&place.path("mounted"), &place.container(), Grain::Sector);
+    let control = place.path("control");
+    let daemon = Daemon::start(&[text(&fs.file()).to_owned(), "--control".to_owned(), text(&control).to_owned()]);
+    wait_until("control socket", || control.exists());
+    let mut qmp = Qmp::connect(&control);
+    fs.slow_reads(READ_TAKES);
+    // The blocks of the chunk but the first are looked for in all layers.
+    let asked = std::thread::spawn(move || qmp.try_ask("x-pitstop-map", json!({"name": "v", "counts-only": true})));
+    std::thread::sleep(15 * READ_TAKES);
+    assert!(!asked.is_finished(), "the map is too fast to show anything");
+    let since = Instant::now();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let took = since.elapsed();
+    assert!(took < READ_TAKES * LAYERS / 3, "{took:?}");
+    let answer = asked.join().unwrap();
+    assert!(answer.is_none_or(|answer| answer.get("error").is_some()), "the map was not given up");
 }
