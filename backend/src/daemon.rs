@@ -435,17 +435,22 @@ impl Daemon {
 
     /// Makes `new_name` a copy of `source` as it is at this instant; guests go on.
     pub(crate) fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
-        Ok(self.container().snapshot(source, new_name)?)
+        let copy = self.container().snapshot(source, new_name)?;
+        self.jobs.take_up_seals();
+        Ok(copy)
     }
 
     /// Makes a copy of each source, all as they are at one instant; guests go on.
     pub(crate) fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>> {
-        Ok(self.container().snapshot_group(copies)?)
+        let copies = self.container().snapshot_group(copies)?;
+        self.jobs.take_up_seals();
+        Ok(copies)
     }
 
     /// Makes `target` a copy of `source` as it is at this instant, if no guest of `target` is harmed or it is forced.
     pub(crate) fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
         let refreshed = self.refresh_alone(target, source, when_connected)?;
+        self.jobs.take_up_seals();
         self.jobs.look();
         Ok(refreshed)
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::units::{ChunkNo, LayerId, SlabNo};
+use crate::units::{ChunkNo, LayerId, SlabNo, VolumeId};
 
 /// Result of a container operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -149,6 +149,12 @@ pub enum Error {
     NotHydrating {
         /// The layer.
         layer: LayerId,
+    },
+    /// The volume is not being sealed, or not any more.
+    #[error("volume {volume} is not being sealed; `pitstop info` shows how much of it is sealed")]
+    NotSealing {
+        /// The volume's id.
+        volume: VolumeId,
     },
     /// More layers would change at once than the journal can hold.
     #[error(

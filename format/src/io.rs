@@ -9,7 +9,7 @@ use crate::container::Container;
 use crate::container::flush_waker;
 use crate::error::{Error, Result};
 use crate::sync::thread;
-use crate::units::{BLOCK_LEN, MIN_IO_LEN};
+use crate::units::{BLOCK_LEN, MIN_IO_LEN, SLAB_LEN, SlabNo, mask_of};
 use crate::volume::{Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, ZeroKind};
 
 /// Largest piece that one plan covers.
@@ -53,7 +53,9 @@ impl VolumeIo {
         }
     }
 
-    /// Reads `buf.len()` bytes at `offset`; both multiples of 512.
+    /// Reads `buf.len()` bytes at `offset`; both multiples of 512. What has tags is verified.
+    ///
+    /// Errors: those of planning, [`Error::Io`], [`Error::Corrupt`] for data that is not what was sealed.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let mut plan = ReadPlan::default();
         let mut at = offset;
@@ -66,6 +68,7 @@ impl VolumeIo {
                     ReadSegment::Data { disk_offset, len } => {
                         let (now, later) = rest.split_at_mut(len as usize);
                         self.container.disk().read_at(now, disk_offset).map_err(Error::io("cannot read data"))?;
+                        self.verify(now, disk_offset)?;
                         rest = later;
                     }
                     ReadSegment::Zero { len } => {
@@ -76,6 +79,29 @@ impl VolumeIo {
                 }
             }
             at = range.end;
+        }
+        Ok(())
+    }
+
+    /// Refuses bytes that were read from the container if they are not what was sealed (TAG-5); the plan that led to them is
+    /// still there. A block that was read in part is read again as a whole.
+    fn verify(&self, bytes: &[u8], disk_offset: u64) -> Result<()> {
+        let end = disk_offset + bytes.len() as u64;
+        let mut at = disk_offset;
+        while at < end {
+            let (slab, start) = (SlabNo(at / SLAB_LEN), at / SLAB_LEN * SLAB_LEN);
+            let first = at / BLOCK_LEN * BLOCK_LEN;
+            let last = end.min(start + SLAB_LEN).next_multiple_of(BLOCK_LEN);
+            let mask = mask_of((first - start) / BLOCK_LEN, (last - start) / BLOCK_LEN);
+            if first >= disk_offset && last <= end {
+                let (from, to) = ((first - disk_offset) as usize, (last - disk_offset) as usize);
+                self.container.verify(slab, mask, &bytes[from..to])?;
+            } else if self.container.has_tags(slab)? {
+                let mut whole = vec![0; (last - first) as usize];
+                self.container.disk().read_at(&mut whole, first).map_err(Error::io("cannot read data"))?;
+                self.container.verify(slab, mask, &whole)?;
+            }
+            at = last;
         }
         Ok(())
     }

@@ -24,14 +24,15 @@ mod volume;
 pub use container::{
     BackgroundKind, BackgroundWork, ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange,
     DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend,
-    LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SpaceInfo,
-    VolumeChange, VolumeInfo, VolumeState,
+    LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, NewCopy, OpenMode, Origin, PendingCopy, SealEnd,
+    SealStep, Sealed, Sealing, SpaceInfo, VolumeChange, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};
 pub use file::{FileDisk, Holder, IoAlignment, holder_of};
 pub use io::{Extent, VolumeIo};
 pub use layer::PageLoad;
+pub use layout::slot::Verify;
 pub use units::{
     BLOCK_LEN, BLOCKS_PER_CHUNK, ChunkNo, LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, PAGE_LEN, SLAB_LEN,
     SlabNo, SlotNo, VolumeId,

@@ -26,6 +26,7 @@ COMMANDS = {
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-volume-set", "x-pitstop-snapshot",
     "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
+    "x-pitstop-volume-seal",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
 
@@ -67,7 +68,13 @@ async def questions(client):
     await expect_error(client, "GenericError", "Parameter 'x' is unexpected", "query-version", x=1)
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-query-volumes", name="no-such")
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-volume-hydrate", name="no-such")
-    assert await client.execute("query-jobs") == []
+    await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-volume-seal", name="no-such")
+    await expect_error(client, "GenericError", "does not accept value 'always'", "x-pitstop-volume-set",
+                       name="golden", verify="always")
+    verified = await client.execute("x-pitstop-check", {"data": True})
+    assert verified["corruptions"] == 0 and "data-bytes-verified" in verified, verified
+    # What an import is sealed for may go on for a moment.
+    assert [job for job in await client.execute("query-jobs") if job["type"] != "seal"] == []
     for order in ["job-pause", "job-resume", "job-cancel", "job-dismiss"]:
         await expect_error(client, "GenericError", "Job not found", order, id="no-such")
     await expect_error(client, "GenericError", "Job not found", "x-pitstop-job-set-speed", id="no-such", speed=1)
@@ -91,6 +98,8 @@ async def volumes(client, watcher):
     created = await client.execute("x-pitstop-volume-create", {"name": "qmp-1", "size": 1 << 20})
     assert created["volume"]["size-bytes"] == 1 << 20, created
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-1"}
+    changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "verify": "copy"})
+    assert changed["volume"]["verify"] == "copy", changed
     text = "'qmp-\u00e9' is not a volume name"
     await expect_error(client, "GenericError", text, "x-pitstop-volume-create", name="qmp-\u00e9", size=1 << 20)
     changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "durability": "none"})

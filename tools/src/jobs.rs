@@ -1,7 +1,7 @@
 //! Jobs as every verb works with them: background work of a container, whoever does it.
 //!
 //! Invariant: the shapes are those of QMP (`spec/control.md`, CTL-80), also where the container is opened here: then its
-//! unfinished hydrations are its jobs, and this program is who may work at them. Does not: work.
+//! unfinished hydrations and sealings are its jobs, and this program is who may work at them. Does not: work.
 
 use serde::{Deserialize, Serialize};
 

@@ -33,13 +33,14 @@ use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
 use crate::jobs::JobOrder;
 use crate::render::Output;
-use crate::session::Connected;
+use crate::session::{Connected, Depth};
 use crate::verbs::check::{Repair, Task};
 use crate::verbs::compare::Other;
 use crate::verbs::export::Export;
 use crate::verbs::hydrate::{How, Wait};
 use crate::verbs::import::Import;
 use crate::verbs::rotate::History;
+use crate::verbs::verify::VerifyArg;
 use crate::view::DurabilityView;
 
 /// Work with Pitstop containers: files that hold many virtual disks, their snapshots and copies.
@@ -102,6 +103,9 @@ enum Verb {
         /// Its guest's file system or data base may find itself damaged: what it flushed may be there in part.
         #[arg(long, group = "change")]
         defined: bool,
+        /// What is done so that data damaged on its storage is found
+        #[arg(long, value_name = "WHEN", group = "change")]
+        verify: Option<VerifyArg>,
         #[command(flatten)]
         show: Show,
     },
@@ -216,6 +220,9 @@ enum Verb {
         /// Only for images from somebody you trust: an image can name any file that you can read.
         #[arg(long)]
         allow_backing: bool,
+        /// What is done so that data damaged on its storage is found
+        #[arg(long, value_name = "WHEN", default_value = "copy")]
+        verify: VerifyArg,
         #[command(flatten)]
         show: Show,
     },
@@ -357,6 +364,29 @@ enum Verb {
         #[command(flatten)]
         show: Show,
     },
+    /// Seal what is frozen of a volume, so that data damaged on its storage is found
+    ///
+    /// What a snapshot or refresh has frozen is read once, and a tag is kept of each block of 4 KiB, which binds the data to its
+    /// place. From then on hydrations, merges, exports and `check --data` verify what they read, and fail rather than pass on
+    /// what was damaged. Volumes that were imported are sealed by themselves (see `set`).
+    ///
+    /// A daemon does it as a job in the background, as `hydrate`; of a container that nobody holds it is done here.
+    #[command(after_help = "Examples:\n  \
+        pitstop seal disks.pit golden --wait\n  \
+        pitstop seal disks.pit golden --speed 200M\n  \
+        pitstop check disks.pit --data")]
+    Seal {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// Read so many bytes a second at most: a number, or one with K, M, G or T; 0 for no limit
+        #[arg(long, value_name = "SPEED", value_parser = size::parse)]
+        speed: Option<u64>,
+        /// Wait until all that is frozen of the volume is sealed
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        show: Show,
+    },
     /// List background jobs, wait for them, pause, resume, cancel or limit them
     Job {
         #[command(subcommand)]
@@ -369,11 +399,15 @@ enum Verb {
     /// With --repair they tell the state after it.
     #[command(after_help = "Examples:\n  \
         pitstop check disks.pit\n  \
+        pitstop check disks.pit --data\n  \
         pitstop check disks.pit --repair all\n  \
         pitstop check disks.pit --undo disks.pit.repair-log")]
     Check {
         /// The container
         container: PathBuf,
+        /// Also read and verify all data that is sealed
+        #[arg(long, conflicts_with_all = ["repair", "undo"])]
+        data: bool,
         /// Repair what can be repaired: space that nothing uses, or everything
         #[arg(long, value_name = "WHAT")]
         repair: Option<Repair>,
@@ -401,6 +435,9 @@ enum VolumeVerb {
         /// What a flush promises: see `pitstop set`
         #[arg(long, value_name = "WHAT", default_value = "flush")]
         durability: DurabilityView,
+        /// What is done so that data damaged on its storage is found
+        #[arg(long, value_name = "WHEN", default_value = "off")]
+        verify: VerifyArg,
         #[command(flatten)]
         show: Show,
     },
@@ -515,12 +552,13 @@ fn tell(error: impl std::fmt::Display) {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Create { container, label } => verbs::create::run(&container, &label)?,
-        Verb::Volume { verb: VolumeVerb::Create { volume, size, durability, show } } => {
-            verbs::volume_create::run(&volume.container, &volume.name, size, durability.into(), show.output)?;
+        Verb::Volume { verb: VolumeVerb::Create { volume, size, durability, verify, show } } => {
+            let VolumeArgs { container, name } = &volume;
+            verbs::volume_create::run(container, name, size, durability.into(), verify, show.output)?;
         }
-        Verb::Set { volume, durability, defined, show } => {
+        Verb::Set { volume, durability, defined, verify, show } => {
             let change = VolumeChange { durability: durability.map(Into::into), defined };
-            verbs::set::run(&volume.container, &volume.name, change, show.output)?;
+            verbs::set::run(&volume.container, &volume.name, change, verify, show.output)?;
         }
         Verb::Rename { volume, new_name } => verbs::rename::run(&volume.container, &volume.name, &new_name)?,
         Verb::Delete { volume } => verbs::delete::run(&volume.container, &volume.name)?,
@@ -542,10 +580,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
             };
             return Ok(compare(&volume, &other, show.output));
         }
-        Verb::Import { volume, file, format, allow_backing, show } => {
+        Verb::Import { volume, file, format, allow_backing, verify, show } => {
             let backing = backing(allow_backing);
             let VolumeArgs { container, name } = &volume;
-            verbs::import::run(&Import { path: container, name, file: &file, format, backing, output: show.output })?;
+            let output = show.output;
+            verbs::import::run(&Import { path: container, name, file: &file, format, backing, verify, output })?;
         }
         Verb::Export { volume, file, format, force } => {
             let VolumeArgs { container, name } = &volume;
@@ -574,12 +613,15 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Hydrate { volume, speed, wait, show } => {
             verbs::hydrate::run(&volume.container, &volume.name, how(speed, wait), show.output)?;
         }
+        Verb::Seal { volume, speed, wait, show } => {
+            verbs::seal::run(&volume.container, &volume.name, how(speed, wait), show.output)?;
+        }
         Verb::Job { verb } => job(verb)?,
-        Verb::Check { container, repair, repair_log, undo, show } => {
+        Verb::Check { container, data, repair, repair_log, undo, show } => {
             let task = match (repair, undo) {
                 (Some(what), _) => Task::Repair { what, log: repair_log },
                 (None, Some(log)) => Task::Undo { log },
-                (None, None) => Task::Check,
+                (None, None) => Task::Check(if data { Depth::Data } else { Depth::Structure }),
             };
             return Ok(check(&container, &task, show.output));
         }

@@ -43,6 +43,9 @@ pub(crate) struct MapCountsView {
     pub(crate) data_bytes: u64,
     /// Data in layers of the volume's own.
     pub(crate) own_data_bytes: u64,
+    /// Data that has tags.
+    #[serde(default)]
+    pub(crate) sealed_bytes: u64,
 }
 
 /// A step of a map.
@@ -78,6 +81,7 @@ impl MapTotals {
         sum.to_copy_bytes += more.to_copy_bytes;
         sum.data_bytes += more.data_bytes;
         sum.own_data_bytes += more.own_data_bytes;
+        sum.sealed_bytes += more.sealed_bytes;
         self.size_bytes = step.size_bytes;
         let passed = u128::from(sum.valid_bytes) + u128::from(sum.others_bytes);
         let percent = (u128::from(sum.valid_bytes) * 100).checked_div(passed).unwrap_or(100);

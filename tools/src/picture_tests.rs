@@ -15,8 +15,15 @@ fn map(own_data_bytes: u64, others_bytes: u64, modified_bytes: u64) -> MapTotals
     let size_bytes = 20 << 30;
     let data_bytes = own_data_bytes + others_bytes;
     let valid_bytes = size_bytes - others_bytes;
-    let counts =
-        MapCountsView { valid_bytes, others_bytes, modified_bytes, to_copy_bytes: 0, data_bytes, own_data_bytes };
+    let counts = MapCountsView {
+        valid_bytes,
+        others_bytes,
+        modified_bytes,
+        to_copy_bytes: 0,
+        data_bytes,
+        own_data_bytes,
+        sealed_bytes: 0,
+    };
     MapTotals { size_bytes, counts, valid_percent: 0 }
 }
 

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
+use pitstop_format::Verify;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -14,9 +15,12 @@ use crate::jobs::{JobView, percent};
 use crate::maps::{DiffTotals, MapTotals};
 use crate::size::human;
 use crate::view::{
-    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, OriginView, SeverityView, StateView, Verdict,
-    VolumeView,
+    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, OriginView, SealingView, SeverityView,
+    StateView, Verdict, VolumeView,
 };
+
+/// The finding of data that is not what was sealed (`spec/check.md`).
+const DAMAGED_DATA: &str = "CHK-62";
 
 /// For whom a result is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -96,6 +100,20 @@ pub(crate) fn volume_line(volume: &VolumeView) -> String {
     text + "\n"
 }
 
+/// How much data has tags.
+pub(crate) fn sealed(sealed_bytes: u64, data_bytes: u64) -> String {
+    format!("{} of {} data, {} %", human(sealed_bytes), human(data_bytes), percent(sealed_bytes, data_bytes))
+}
+
+/// What `pitstop set --verify` says.
+pub(crate) fn verify_line(volume: &VolumeView) -> String {
+    format!("{}: verify {}\n", printable(&volume.name), verify_word(volume.verify))
+}
+
+fn verify_word(verify: Verify) -> &'static str {
+    Verify::WORDS.iter().find(|(_, value)| *value == verify).map_or("", |(word, _)| word)
+}
+
 /// `pitstop info` of a container.
 pub(crate) fn container_block(container: &ContainerView, holder: Option<&str>) -> String {
     let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
@@ -147,6 +165,13 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
     ]);
     if volume.durability == DurabilityView::None {
         lines.push(("durability", "none".to_owned()));
+    }
+    if volume.verify != Verify::Off || map.counts.sealed_bytes > 0 {
+        lines.push(("verify", verify_word(volume.verify).to_owned()));
+        lines.push(("sealed", sealed(map.counts.sealed_bytes, map.counts.data_bytes)));
+    }
+    if let Some(SealingView { passed_bytes, total_bytes }) = volume.sealing {
+        lines.push(("sealing", format!("{} %", percent(passed_bytes, total_bytes))));
     }
     if volume.state == StateView::Hydrating {
         lines.push(("to copy", exact(map.counts.to_copy_bytes)));
@@ -243,12 +268,20 @@ pub(crate) fn check_text(report: &CheckView) -> String {
         text.push_str(&format!("and {} more\n", all - shown));
     }
     text.push_str(&undefined_text(report));
+    if let Some(bytes) = report.counts.get("data-bytes-verified").and_then(serde_json::Value::as_u64).filter(|n| *n > 0)
+    {
+        text.push_str(&format!("{} of sealed data were read and verified\n", human(bytes)));
+    }
     let counts = counts_text(report.corruptions, report.leaks);
     text.push_str(&match report.verdict() {
         Verdict::Clean => "no errors were found\n".to_owned(),
         Verdict::Leaks => {
             format!("{counts}: space is lost, data is safe; `pitstop check --repair leaks` gives the space back\n")
         }
+        _ if report.findings.iter().all(|finding| finding.id == DAMAGED_DATA) => format!(
+            "{counts}: data was damaged on its storage, the structure is whole; bring the blocks back from a copy of the \
+             volume\n"
+        ),
         // It was asked for, and could not be done.
         _ if report.counts.contains_key("not-repaired") => {
             format!("{counts}: export what can be read, and restore the container from a copy\n")

@@ -1,3 +1,5 @@
+use pitstop_format::Verify;
+
 use super::*;
 use crate::maps::MapCountsView;
 use crate::view::FindingView;
@@ -14,6 +16,8 @@ pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> V
         hydration: None,
         durability: DurabilityView::Flush,
         undefined: false,
+        verify: Verify::Off,
+        sealing: None,
         origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
             volume,
             name: name.to_owned(),
@@ -56,6 +60,7 @@ fn a_volume_is_shown_with_its_layers() {
         to_copy_bytes: 0,
         data_bytes: 3 << 30,
         own_data_bytes: 2 << 30,
+        sealed_bytes: 0,
     };
     let map = MapTotals { size_bytes: 20 << 30, counts, valid_percent: 95 };
     assert_eq!(

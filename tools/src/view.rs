@@ -5,7 +5,7 @@
 //! dashes, as in QMP and in qemu-img. Does not: do I/O or rendering.
 
 use clap::ValueEnum;
-use pitstop_format::Durability;
+use pitstop_format::{Durability, Verify};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -99,6 +99,16 @@ pub(crate) struct HydrationView {
     pub(crate) total_bytes: u64,
 }
 
+/// How far what is frozen of a volume has been sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct SealingView {
+    /// Bytes that have been looked at.
+    pub(crate) passed_bytes: u64,
+    /// Bytes to look at.
+    pub(crate) total_bytes: u64,
+}
+
 /// What a volume was made from, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -127,6 +137,12 @@ pub(crate) struct VolumeView {
     pub(crate) durability: DurabilityView,
     /// An unclean stop may have cost it what was flushed.
     pub(crate) undefined: bool,
+    /// What is done so that damaged data of it is found.
+    #[serde(default)]
+    pub(crate) verify: Verify,
+    /// How far what is frozen of it has been sealed, while it is.
+    #[serde(default)]
+    pub(crate) sealing: Option<SealingView>,
     /// Bytes of the file that layers of its own occupy.
     pub(crate) allocated_bytes: u64,
     /// The layer that takes its writes.

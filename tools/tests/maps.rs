@@ -37,7 +37,7 @@ fn a_map_is_a_table_for_people_and_exact_for_programs() {
     let counts = json!({
         "size-bytes": 1 << 20, "valid-bytes": 1_040_384, "others-bytes": 8192, "modified-bytes": 0,
         "to-copy-bytes": 0, "data-bytes": 8192, "own-data-bytes": 0,
-        "valid-percent": 99,
+        "sealed-bytes": 0, "valid-percent": 99,
     });
     assert_eq!((&info["map"], &info["state"]), (&counts, &json!("virtual")));
     assert_eq!(pit.json(&["info", "disks.pit", "golden"])["state"], "real");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, VolumeChange, VolumeInfo, VolumeIo};
+use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, Verify, VolumeChange, VolumeInfo, VolumeIo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -57,7 +57,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 28] = [
+const COMMANDS: [(&str, Handler); 29] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -85,6 +85,7 @@ const COMMANDS: [(&str, Handler); 28] = [
     ("x-pitstop-volume-delete", volume_delete),
     ("x-pitstop-volume-hydrate", jobs::hydrate),
     ("x-pitstop-volume-rename", volume_rename),
+    ("x-pitstop-volume-seal", jobs::seal),
     ("x-pitstop-volume-set", volume_set),
 ];
 
@@ -253,9 +254,14 @@ fn space(context: &Context) -> Result<Value, Failure> {
 }
 
 /// Runs in the client's own thread: others, and guests, do not wait for it (CTL-26). Closing the gate ends it.
-fn check(context: &Context, args: Args) -> Result<Done, Failure> {
+fn check(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let data = args.optional_bool("data")?.unwrap_or(false);
     args.finish()?;
-    let report = context.target.container().check(&context.closed).map_err(of_container)?;
+    let container = context.target.container();
+    let mut report = container.check(&context.closed).map_err(of_container)?;
+    if data {
+        container.check_data(&mut report, &context.closed).map_err(of_container)?;
+    }
     Ok(Done::Return(to_value(&report)?))
 }
 
@@ -354,14 +360,19 @@ fn volume_rename(context: &Context, mut args: Args) -> Result<Done, Failure> {
     Ok(nothing())
 }
 
-/// What flushes of a volume promise, or that it is taken as it is (CTL-130).
+/// What flushes of a volume promise, that it is taken as it is (CTL-130), or whether what is frozen of it is sealed by itself
+/// (CTL-140).
 fn volume_set(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let durability = args.optional_choice("durability", &DURABILITIES)?;
     let defined = args.optional_bool("defined")?.unwrap_or(false);
+    let verify = args.optional_choice("verify", &Verify::WORDS)?;
     args.finish()?;
     let change = VolumeChange { durability, defined };
-    let volume = context.target.set_volume(&name, change).map_err(as_typed)?;
+    let mut volume = context.target.set_volume(&name, change).map_err(as_typed)?;
+    if let Some(verify) = verify {
+        volume = context.target.jobs().set_verify(&name, verify).map_err(of_container)?;
+    }
     Ok(Done::Return(json!({"volume": to_value(&volume)?})))
 }
 

@@ -78,6 +78,17 @@ pub(super) fn hydrate(context: &Context, mut args: Args) -> Result<Done, Failure
     Ok(Done::Return(json!({"job": job.map(object)})))
 }
 
+/// Begins to seal what is frozen of a volume (CTL-141).
+pub(super) fn seal(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    let speed = args.optional_u64("speed")?.unwrap_or(0);
+    let auto_dismiss = args.optional_bool("auto-dismiss")?.unwrap_or(true);
+    args.finish()?;
+    let dismissal = if auto_dismiss { Dismissal::Auto } else { Dismissal::ByOrder };
+    let job = context.target().jobs().seal(&name, speed, dismissal).map_err(of_container)?;
+    Ok(Done::Return(json!({"job": job.map(object)})))
+}
+
 fn done(result: Result<(), JobError>) -> Result<Done, Failure> {
     // Of class GenericError, as in QEMU.
     result.map(|()| nothing()).map_err(|error| Failure::generic(error.to_string()))

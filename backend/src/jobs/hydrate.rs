@@ -63,6 +63,7 @@ impl Jobs {
             );
             self.add_hydration(layer, Settings { paused, speed }, Dismissal::Auto);
         }
+        self.take_up_seals();
     }
 
     fn add_hydration(&self, layer: LayerId, settings: Settings, dismissal: Dismissal) {

@@ -1,6 +1,6 @@
 //! Background work: the container's own (`maintenance`), and jobs that somebody asked for.
 //!
-//! [`Jobs`] is the list of jobs. `work` says what a job does, `hydrate` does it; `state` has QEMU's states, `pace` says how
+//! [`Jobs`] is the list of jobs. `work` says what a job does, `hydrate` and `seal` do it; `state` has QEMU's states, `pace` says how
 //! fast, `turns` is the thread that makes the steps. Invariant: at most one step of all jobs is under way at a time; an
 //! order to a job waits for its step under way, so nothing is moved after the reply to `job-pause` (JOB-3); what must
 //! outlive the daemon is durable before the order is carried out (JOB-2). Does not: decide what a volume is.
@@ -8,6 +8,7 @@
 mod hydrate;
 mod maintenance;
 mod pace;
+mod seal;
 mod state;
 mod status;
 mod turns;
@@ -153,6 +154,7 @@ impl Jobs {
 
     /// All jobs, the oldest first, then the container's own work.
     pub(crate) fn list(&self) -> Vec<JobStatus> {
+        self.take_up_seals();
         let mut list = self.lock_as_it_is();
         let now = Instant::now();
         let jobs: Vec<JobStatus> = list.jobs.iter_mut().map(|job| job.status(now)).collect();

@@ -15,8 +15,8 @@ use super::{Job, JobState, Jobs, List, VOID, Work};
 
 /// How often jobs are looked at that make no step.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
-/// How long the thread sleeps if there is no job; the first wakes it.
-const IDLE_PERIOD: Duration = Duration::from_secs(3600);
+/// How long the thread sleeps if there is no job; the first wakes it, but a sealing that a freeze has begun is looked for.
+const IDLE_PERIOD: Duration = Duration::from_secs(1);
 /// How soon a job that was blocked tries again.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(20);
 /// How soon one that found no space does.
@@ -82,6 +82,12 @@ impl Jobs {
             let turn = match list.next_turn(now, || share.budget(activity, now)) {
                 Ok(turn) => turn,
                 Err(wait) => {
+                    if self.misses_seals(&list) {
+                        drop(list);
+                        self.take_up_seals();
+                        list = self.lock();
+                        continue;
+                    }
                     self.reap(&mut list);
                     list = self.sleep(list, wait);
                     continue;

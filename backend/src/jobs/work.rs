@@ -8,6 +8,8 @@
 pub(crate) enum JobKind {
     /// A virtual volume is filled until it is real.
     Hydrate,
+    /// What is frozen of a volume gets tags.
+    Seal,
     /// A frozen layer is folded into its only child.
     Merge,
     /// Slabs that nobody uses any more are freed.
@@ -19,6 +21,7 @@ impl JobKind {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Hydrate => "hydrate",
+            Self::Seal => "seal",
             Self::Merge => "merge",
             Self::Reclaim => "reclaim",
         }

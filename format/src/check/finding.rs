@@ -5,6 +5,8 @@
 
 use serde::Serialize;
 
+use crate::units::LayerId;
+
 /// Findings that a report keeps; further ones are only counted.
 pub const FINDINGS_KEPT: usize = 1000;
 
@@ -80,6 +82,20 @@ pub struct CheckReport {
     pub journal_batches: u64,
     /// The superblock says that the container was closed in order.
     pub clean: bool,
+    /// Bytes of data that have tags and were read and verified; 0 unless that was asked for.
+    pub data_bytes_verified: u64,
+}
+
+/// A block whose data is not what it was sealed as, or cannot be read.
+#[derive(Debug)]
+pub(crate) struct Unfit {
+    pub(crate) layer: LayerId,
+    /// Its number in the layer.
+    pub(crate) block: u64,
+    /// Its byte offset in the container file.
+    pub(crate) offset: u64,
+    /// Some of the volumes that read through the layer.
+    pub(crate) volumes: Vec<String>,
 }
 
 impl CheckReport {
@@ -90,6 +106,14 @@ impl CheckReport {
             (0, _) => Outcome::Leaks,
             _ => Outcome::Corrupt,
         }
+    }
+
+    /// Adds a block that does not fit its tag.
+    pub(crate) fn add_unfit(&mut self, unfit: &Unfit, why: &str) {
+        let Unfit { layer, block, offset, volumes } = unfit;
+        let place = format!("layer {layer} block {block} (offset {offset})");
+        let message = format!("the data is not what was sealed: {why}; read by volumes: {}", volumes.join(", "));
+        self.add(DATA, place, message, "TAG-5");
     }
 
     pub(super) fn add(&mut self, kind: Kind, place: String, message: String, rule: &'static str) {
@@ -145,4 +169,7 @@ kinds! {
     OWNER "CHK-22" Corruption;
     NEEDLESSLY_RESERVED "CHK-23" Leak;
     COPY "CHK-33" Corruption;
+    TAG_RECORD "CHK-60" Corruption;
+    TAG_SLAB "CHK-61" Corruption;
+    DATA "CHK-62" Corruption;
 }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use uuid::Uuid;
+
 use super::finding::{CATALOG, CONTAINER_SLOT, CheckReport, DESCRIPTOR, JOURNAL, NEEDLESSLY_RESERVED, RESERVED};
 use super::finding::{SLAB_COUNT, SLOT, SUPERBLOCK};
 use super::journal::Journal;
@@ -25,6 +27,7 @@ pub(super) const JOURNAL_SLAB: u64 = 3;
 /// The decoded metadata of a container, journal values over homes.
 #[derive(Debug)]
 pub(super) struct Metadata {
+    pub(super) uuid: Uuid,
     pub(super) journal: Journal,
     /// The container's slabs; `None` where the descriptor is damaged.
     pub(super) descriptors: Vec<Option<Descriptor>>,
@@ -45,7 +48,8 @@ impl Metadata {
         let journal = Journal::read(disk, &superblock, view.journal_end)?;
         report.journal_batches = journal.batches;
         let (descriptors, damaged) = read_descriptors(disk, file_len, &superblock, &journal, report)?;
-        let mut metadata = Self { journal, descriptors, slots: BTreeMap::new(), counters: None, blind: false };
+        let uuid = superblock.uuid;
+        let mut metadata = Self { uuid, journal, descriptors, slots: BTreeMap::new(), counters: None, blind: false };
         metadata.read_catalog(disk, &superblock, report)?;
         metadata.cut_to_size(report);
         for (slab, bad) in damaged {

@@ -3,7 +3,7 @@
 //! Role: finds every rule of `spec/container.md` that a container breaks, with the ids of `spec/check.md`. Reads with
 //! `layout` alone, and replays the journal with code of its own, so that it cannot inherit a bug of the engine.
 //! Invariant: it writes nothing, never panics on bad bytes, allocates in proportion to the file's length at most, and goes
-//! on after a finding where it can. Does not: read guest data, or repair.
+//! on after a finding where it can. Does not: read guest data (`Container::check_data` does), or repair.
 
 mod catalog;
 mod copies;
@@ -12,9 +12,11 @@ mod finding;
 mod journal;
 mod metadata;
 pub mod repair;
+mod tags;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use finding::Unfit;
 pub use finding::{CheckReport, FINDINGS_KEPT, Finding, Outcome, Severity};
 
 use crate::disk::Disk;
@@ -55,6 +57,7 @@ pub(crate) fn check_view(disk: &dyn Disk, view: View) -> Result<CheckReport> {
     let unclean = view.journal_end.is_none() && (!report.clean || report.journal_batches > 0);
     report.undefined_volumes = catalog.undefined(unclean);
     entries::check(disk, &metadata, &catalog, &mut report)?;
+    tags::check(disk, &metadata, &mut report)?;
     Ok(report)
 }
 

@@ -22,6 +22,7 @@ use crate::{Container, CreateOptions, Durability, HydrateStep, OpenMode, VolumeC
 
 mod repair;
 mod rules;
+mod tags;
 
 const SIZE: u64 = 16 << 20;
 

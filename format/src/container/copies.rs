@@ -14,7 +14,7 @@ use super::state::State;
 use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::{Durability, LayerKind, OriginRecord, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, OriginRecord, Verify, VolumeRecord};
 use crate::units::VolumeId;
 use crate::volume::{Volume, VolumeCore};
 
@@ -140,6 +140,8 @@ impl Frozen {
             origin: Some(self.origin.clone()),
             durability: Durability::Flush,
             undefined: false,
+            verify: Verify::Off,
+            sealing: None,
         };
         let core = Arc::new(VolumeCore::new(&record, head, signal.clone()));
         state.add_volume(record, core);
@@ -191,7 +193,10 @@ impl State {
             record.frozen_ns = instant_ns;
         });
         let new_head = add_head(self, Some(head.clone()), head.size);
-        self.update_volume(id, |record| record.head = new_head.id);
+        self.update_volume(id, |record| {
+            record.head = new_head.id;
+            record.seal_more();
+        });
         core.switch(new_head, signal.clone());
         core.touch(self);
         Some(head)

@@ -131,7 +131,7 @@ impl Container {
                     *spots = here;
                     end = end.min(same_until(&side.head, chunk).0);
                 } else {
-                    spots.push((!0, Spot { content: Content::None, layer: None }));
+                    spots.push((!0, Spot::nowhere(Content::None)));
                 }
             }
             for (from, to, difference) in placed(&joined(sides, &found), chunk, at, end) {

@@ -134,7 +134,7 @@ impl State {
     }
 
     /// Whether a fill must let commits and checkpoints go first: guests' writes wait only for twice as much (JNL-8).
-    fn is_behind(&self) -> bool {
+    pub(super) fn is_behind(&self) -> bool {
         self.gathered() > self.ring.batch_limit() || self.homes.len() > 2 * HOME_PAGES_MAX
     }
 }
@@ -251,6 +251,7 @@ impl Container {
             let part = &mut buffer[start..start + len];
             self.shared.disk.read_at(part, offset).map_err(Error::io("cannot read a block to copy"))?;
         }
+        let tags = self.verify_pieces(&pieces, &buffer)?;
         drop(grace);
         let (slabs, hindrance) = match self.claim_pieces(layer, &pieces) {
             Some(claimed) => claimed,
@@ -268,6 +269,7 @@ impl Container {
         if !is_copy {
             return Ok(Progress::Ended(HydrateEnd::Cancelled));
         }
+        self.seal_copied(layer.id, &pieces, &slabs, &tags)?;
         let copied = pieces.iter().map(Piece::len_bytes).sum();
         match hindrance {
             Some(Hindrance::Page(load)) => {

@@ -224,6 +224,12 @@ impl Container {
             break state.insert_copy(own.lowest, id);
         };
         self.commit()?;
+        {
+            let mut state = self.shared.lock();
+            if state.is_copy(copy) {
+                state.tagged.entry(copy).or_default().lasts = true;
+            }
+        }
         self.shared.call_for_work();
         Ok(Some(copy))
     }

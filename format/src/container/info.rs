@@ -6,9 +6,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::state::State;
-use super::{Container, Hydration};
+use super::{Container, Hydration, Sealing};
 use crate::error::{Error, Result};
-use crate::layout::slot::{Durability, LayerKind, Slot};
+use crate::layout::slot::{Durability, LayerKind, Slot, Verify};
 use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};
 
 /// A container at a glance.
@@ -90,6 +90,16 @@ pub struct Hydrated {
     pub total_bytes: u64,
 }
 
+/// How far what is frozen of a volume has been sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Sealed {
+    /// Bytes that have been passed; see [`Sealing::passed_bytes`].
+    pub passed_bytes: u64,
+    /// Bytes to pass.
+    pub total_bytes: u64,
+}
+
 /// A volume at a glance.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -114,6 +124,10 @@ pub struct VolumeInfo {
     pub durability: Durability,
     /// An unclean stop may have cost it what was flushed: it is no source, and not served (VOL-45).
     pub undefined: bool,
+    /// What is done so that damaged data of it is found.
+    pub verify: Verify,
+    /// How far what is frozen of it has been sealed, while it is.
+    pub sealing: Option<Sealed>,
     /// Bytes in slabs of layers that only this volume uses or that were frozen from it.
     pub allocated_bytes: u64,
     /// The layer that takes its writes.
@@ -189,6 +203,10 @@ impl State {
             }),
             durability: record.durability,
             undefined: record.undefined,
+            verify: record.verify,
+            sealing: self
+                .sealing(id)
+                .map(|Sealing { passed_bytes, total_bytes, .. }| Sealed { passed_bytes, total_bytes }),
             allocated_bytes: allocated * SLAB_LEN,
             head: record.head,
             depth: chain.len() as u32 - 1,

@@ -16,7 +16,9 @@ use super::chain::ChainWalk;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, PageLoad};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, VolumeId};
+use crate::units::{
+    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, VolumeId,
+};
 use crate::volume::{VolumeCore, runs};
 
 /// Entries of layers that one step looks at.
@@ -107,6 +109,8 @@ pub struct MapCounts {
     pub data_bytes: u64,
     /// Bytes of data in layers of its own.
     pub own_data_bytes: u64,
+    /// Bytes of data that have tags, whoever's they are.
+    pub sealed_bytes: u64,
 }
 
 /// A part of a volume's maps.
@@ -142,6 +146,15 @@ pub(super) struct Spot {
     pub(super) content: Content,
     /// Where; `None`: in no layer.
     pub(super) layer: Option<LayerId>,
+    /// The slab, if it is data.
+    slab: SlabNo,
+}
+
+impl Spot {
+    /// A place that no layer has.
+    pub(super) fn nowhere(content: Content) -> Self {
+        Self { content, layer: None, slab: SlabNo(0) }
+    }
 }
 
 /// What is found of the blocks of a chunk: each block is in one of the masks.
@@ -205,7 +218,8 @@ impl Container {
                 break;
             };
             let end = same_until(&side.head, chunk).0.min(size);
-            for (from, to, Spot { content, layer }) in placed(&spots, chunk, at, end) {
+            let tagged = self.tagged_blocks(&spots)?;
+            for (from, to, Spot { content, layer, slab }) in placed(&spots, chunk, at, end) {
                 let valid = layer.is_none_or(|layer| side.is_own(layer));
                 let modified = layer == Some(side.head.id);
                 let to_copy = side.hydrating && !valid && content == Content::Data;
@@ -216,6 +230,8 @@ impl Container {
                 counts.modified_bytes += if modified { to - from } else { 0 };
                 counts.to_copy_bytes += if to_copy { to - from } else { 0 };
                 counts.data_bytes += if content == Content::Data { to - from } else { 0 };
+                let mask = tagged.iter().find(|(found, _)| *found == slab).map_or(0, |(_, mask)| *mask);
+                counts.sealed_bytes += bytes_of(mask, chunk, from, to);
                 counts.own_data_bytes += if valid && content == Content::Data { to - from } else { 0 };
                 at = to;
             }
@@ -230,6 +246,13 @@ impl Container {
         let ranges = list.ranges.into_iter().map(range).collect();
         let next = (at < size).then_some(at);
         Ok(Some(MapStep { size_bytes: size, head: side.head.id, ranges, counts, next }))
+    }
+
+    /// Which blocks have tags, of each slab that is found.
+    fn tagged_blocks(&self, spots: &Spots) -> Result<SmallVec<[(SlabNo, BlockMask); 8]>> {
+        let slabs: SmallVec<[SlabNo; 8]> = spots.iter().map(|(_, spot)| spot.slab).filter(|slab| slab.0 != 0).collect();
+        let tags = self.shared.tags_of(&slabs)?;
+        Ok(slabs.into_iter().zip(tags).map(|(slab, tags)| (slab, tags.map_or(0, |tags| tags.mask))).collect())
     }
 
     /// Two volumes, with their heads of one instant.
@@ -292,6 +315,15 @@ impl Container {
     }
 }
 
+/// Bytes from `start` to `end` that lie in the blocks `mask` of a chunk.
+fn bytes_of(mask: BlockMask, chunk: ChunkNo, start: u64, end: u64) -> u64 {
+    let run = |(first, last): (u64, u64)| {
+        let (from, to) = (chunk.start() + first * BLOCK_LEN, chunk.start() + last * BLOCK_LEN);
+        to.min(end).saturating_sub(from.max(start))
+    };
+    runs(mask).map(run).sum()
+}
+
 /// Finds each block of a chunk in the nearest layer that has it (MAP-1).
 fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result::Result<Spots, PageLoad> {
     let mut spots = Spots::new();
@@ -305,7 +337,8 @@ fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result
             [(shown.data, Content::Data, here), (shown.zero, Content::Zero, here), (shown.hidden, Content::Zero, None)]
         {
             if mask != 0 {
-                spots.push((mask, Spot { content, layer }));
+                let slab = if content == Content::Data { shown.slab } else { SlabNo(0) };
+                spots.push((mask, Spot { content, layer, slab }));
             }
         }
         (want, next) = (shown.left, shown.parent);

@@ -11,11 +11,15 @@ use std::sync::atomic::Ordering;
 use super::Container;
 use super::maintain::Background;
 use super::state::State;
+use super::tags::first_bad;
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, Link, PageLoad};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::slot::{LayerKind, Slot};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, LayerId, PAGES_PER_SLAB, SLAB_LEN, SlabNo};
+use crate::layout::tags::SlabTags;
+use crate::units::{
+    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, LayerId, PAGES_PER_SLAB, SLAB_LEN, SlabNo, mask_of,
+};
 
 /// Chunks looked at per step.
 const CHUNKS_PER_STEP: usize = 1024;
@@ -144,22 +148,40 @@ impl Container {
 
     fn copy_blocks(&self, job: &MergeJob, copy: &Copy) -> Result<()> {
         let mut bytes = vec![0; SLAB_LEN as usize];
+        // The slab is the parent's until it is unlinked, and nobody else unlinks it meanwhile (`homes` is held).
+        let tags = self.shared.tags_of(&[copy.from])?.swap_remove(0);
         let mut rest = copy.mask;
         while rest != 0 {
             let start = u64::from(rest.trailing_zeros());
             let len = u64::from((!(rest >> start)).trailing_zeros());
-            rest &= !crate::units::mask_of(start, start + len);
+            rest &= !mask_of(start, start + len);
             let buffer = &mut bytes[..(len * BLOCK_LEN) as usize];
             let offset = start * BLOCK_LEN;
             let disk = &self.shared.disk;
             disk.read_at(buffer, copy.from.offset() + offset).map_err(Error::io("cannot read a block to merge"))?;
+            if let Some(bad) = tags.as_ref().and_then(|tags| first_bad(tags, mask_of(start, start + len), buffer)) {
+                return Err(bad.error(job.parent.id, copy.from));
+            }
             disk.write_at(buffer, copy.to.offset() + offset).map_err(Error::io("cannot write a merged block"))?;
         }
-        let mut state = self.shared.lock();
-        if let InLayer::Entry(entry) = job.child.lookup(copy.chunk) {
-            entry.set_data(copy.mask);
-            state.note_entry(&job.child, copy.chunk, &entry);
-        }
+        let child = {
+            let mut state = self.shared.lock();
+            if let InLayer::Entry(entry) = job.child.lookup(copy.chunk) {
+                entry.set_data(copy.mask);
+                state.note_entry(&job.child, copy.chunk, &entry);
+            }
+            state.data_in(copy.to).filter(|(layer, ..)| state.may_be_tagged(*layer))
+        };
+        let tagged = match (&tags, child) {
+            (Some(tags), Some((_, birth, chunk))) => {
+                let mut copied = SlabTags::new(birth, chunk);
+                copied.take_over(tags, copy.mask);
+                let all = copied.mask == copy.mask;
+                self.shared.write_tags(vec![(copy.to, copied)])? && all
+            }
+            _ => false,
+        };
+        self.shared.lock().merges_into(job.child.id, tagged);
         Ok(())
     }
 
@@ -281,6 +303,8 @@ fn merge_chunk(state: &mut State, job: &MergeJob, chunk: ChunkNo) -> std::result
         entry.set_slab(p_slab);
         entry.set_data(take_d);
         state.describe(p_slab, Descriptor::Data { layer: child.id, index: chunk.0, birth });
+        // Its tags name the birth, and count as before.
+        state.merges_into(child.id, state.is_sealed(parent.id));
         if let Some(p_entry) = p_entry {
             p_entry.mark_moved();
             parent.has_moved.store(true, Ordering::Relaxed);

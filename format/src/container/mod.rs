@@ -23,8 +23,13 @@ mod open;
 mod ops;
 mod pieces;
 mod recover;
+mod retag;
 pub(crate) mod ring;
+pub(crate) mod seal;
+mod seal_steps;
 pub(crate) mod state;
+mod tags;
+mod verify;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, TryLockError};
@@ -40,9 +45,10 @@ pub use fill::{HydrateEnd, HydrateStep, HydrateWait};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use hydrate::Hydration;
-pub use info::{ContainerInfo, Hydrated, LayerInfo, Origin, SpaceInfo, VolumeInfo, VolumeState};
+pub use info::{ContainerInfo, Hydrated, LayerInfo, Origin, Sealed, SpaceInfo, VolumeInfo, VolumeState};
 pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
+pub use seal::{SealEnd, SealStep, Sealing};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;
@@ -54,6 +60,7 @@ use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
 use crate::volume::{Resolved, Volume};
 use state::State;
+use uuid::Uuid;
 
 /// How a container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) grace: ArcSwap<Grace>,
     /// What is below heads (MAP-17).
     pub(crate) resolved: Resolved,
+    uuid: Uuid,
+    tags: tags::Tags,
     state: Mutex<State>,
     /// Serialises create, delete, snapshot, refresh, rename, and the beginning and giving up of hydrations.
     control: Mutex<()>,
@@ -158,6 +167,8 @@ impl Shared {
             mode,
             grace: ArcSwap::from_pointee(Grace),
             resolved: Resolved::new(),
+            uuid: state.uuid,
+            tags: tags::Tags::default(),
             state: Mutex::new(state),
             control: Mutex::new(()),
             homes: Mutex::new(maintain::Background::default()),

@@ -19,6 +19,7 @@ use crate::layout::Bad;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::entry::{self, RawEntry};
 use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, Slot};
+use crate::layout::tags;
 use crate::units::{ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, SlabNo};
 use crate::volume::VolumeCore;
 /// Decodes a table page and checks each entry's slab against its descriptor (MAP-5).
@@ -196,6 +197,21 @@ fn attach_tables(
     Ok(())
 }
 
+/// Refuses tag slabs that no slab needs, or that are there twice (TAG-2).
+fn check_tag_slabs(descriptors: &[Descriptor]) -> Result<()> {
+    let most = (descriptors.len() as u64).div_ceil(tags::PER_SLAB);
+    let mut seen = HashSet::new();
+    for (found, slab) in descriptors.iter().zip(0u64..) {
+        if let Descriptor::Tags { index } = *found
+            && (u64::from(index) >= most || !seen.insert(index))
+        {
+            let bad = Bad::new("TAG-2", format!("tag slab {index}"), "one an index, within the container");
+            return Err(bad.at("slab descriptor", Place::Slab(SlabNo(slab))).into());
+        }
+    }
+    Ok(())
+}
+
 /// Makes the pages resident that the journal touches, with its values over those of their homes.
 fn replay_pages(
     disk: &dyn Disk,
@@ -281,6 +297,7 @@ impl Container {
             })
             .collect();
         attach_tables(&descriptors, &layers, &doomed)?;
+        check_tag_slabs(&descriptors)?;
         let alloc = Allocator::new(descriptors);
         let pages = replay_pages(&*disk, &replay, &alloc, &layers, &doomed)?;
         let ring =

@@ -11,7 +11,7 @@ use super::state::State;
 use super::{Container, Maintained, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
-use crate::layout::slot::{Durability, LayerKind, LayerRecord, PER_PAGE, VolumeRecord, check_name};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, PER_PAGE, Verify, VolumeRecord, check_name};
 use crate::sync::{MutexGuard, thread};
 use crate::units::{LayerId, MAX_VOLUME_LEN, MIN_IO_LEN, VolumeId};
 use crate::volume::VolumeCore;
@@ -204,6 +204,8 @@ impl Container {
                 origin: None,
                 durability,
                 undefined: false,
+                verify: Verify::Off,
+                sealing: None,
             };
             let core = Arc::new(VolumeCore::new(&record, head, self.shared.signal.clone()));
             state.add_volume(record, core);

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::tags::{BadBlock, bad_blocks};
 use crate::layer::{Found, Layer, PageLoad, resolve_in};
+use crate::layout::tags::SlabTags;
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, SlabNo};
 use crate::volume::runs;
 
@@ -21,6 +23,22 @@ pub(super) struct Piece {
 impl Piece {
     pub(super) fn len_bytes(&self) -> u64 {
         u64::from(self.mask.count_ones()) * BLOCK_LEN
+    }
+
+    /// Blocks that are all in one slab.
+    pub(super) fn of_slab(chunk: ChunkNo, mask: BlockMask, slab: SlabNo) -> Self {
+        Self { chunk, mask, from: SmallVec::from_slice(&[(mask, slab)]) }
+    }
+
+    /// The first block of those in `slab` that is not what it was sealed as; `bytes` are all the piece's blocks.
+    pub(super) fn first_bad(&self, slab: SlabNo, tags: &SlabTags, bytes: &[u8]) -> Option<BadBlock> {
+        let here = self.from.iter().filter(|(_, source)| *source == slab).fold(0, |mask, (part, _)| mask | part);
+        bad_blocks(tags, self.mask, bytes).find(|bad| here >> bad.block & 1 == 1)
+    }
+
+    /// The slabs that the blocks are in, and which are in each.
+    pub(super) fn sources(&self) -> &[(BlockMask, SlabNo)] {
+        &self.from
     }
 }
 

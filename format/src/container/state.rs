@@ -15,6 +15,7 @@ use crate::alloc::{Allocator, Held};
 use crate::container::fill::Fill;
 use crate::container::hold::Hold;
 use crate::container::ring::Ring;
+use crate::container::seal::{Seal, Tagging};
 use crate::error::{Error, Result};
 use crate::layer::{Entry, EntryRef, Evicted, InLayer, Layer, Page, PageLoad, Table};
 use crate::layout::descriptor::Descriptor;
@@ -121,6 +122,12 @@ pub(crate) struct State {
     pub(crate) copies: HashMap<VolumeId, LayerId>,
     /// How far copy layers have been filled, as far as that has begun since the container was opened.
     pub(crate) fills: HashMap<LayerId, Fill>,
+    /// Slabs with tags, by their number.
+    pub(crate) tag_slabs: BTreeMap<u32, SlabNo>,
+    /// Volumes that are being sealed, and how far that is.
+    pub(crate) seals: BTreeMap<VolumeId, Seal>,
+    /// What is known of layers that may have tags.
+    pub(crate) tagged: HashMap<LayerId, Tagging>,
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
     pub(crate) homes: Homes,
@@ -174,6 +181,9 @@ impl State {
             doomed: BTreeSet::new(),
             copies: HashMap::new(),
             fills: HashMap::new(),
+            tag_slabs: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            tagged: HashMap::new(),
             merge_possible: true,
             homes: Homes::default(),
             resident: VecDeque::new(),
@@ -186,9 +196,12 @@ impl State {
             wakers: Vec::new(),
             hold: None,
         };
-        for descriptor in state.alloc.descriptors() {
+        for (descriptor, slab) in state.alloc.descriptors().iter().zip(0..) {
             if let Some(layer) = descriptor.layer() {
                 *state.layer_slabs.entry(layer).or_default() += 1;
+            }
+            if let Descriptor::Tags { index } = *descriptor {
+                state.tag_slabs.insert(index, SlabNo(slab));
             }
         }
         for (slot, index) in state.slots.iter().zip(0u32..) {
@@ -197,10 +210,16 @@ impl State {
                     state.volume_slots.insert(record.id, SlotNo(index));
                     state.names.insert(record.name.clone(), record.id);
                     state.heads.insert(record.head, record.id);
+                    if record.sealing.is_some() {
+                        state.seals.insert(record.id, Seal::default());
+                    }
                 }
                 Slot::Layer(record) => {
                     state.layer_slots.insert(record.id, SlotNo(index));
                     state.copies.extend(record.filled_for().map(|volume| (volume, record.id)));
+                    if record.kind.may_be_parent() {
+                        state.tagged.insert(record.id, Tagging { lasts: true, ..Tagging::default() });
+                    }
                     if record.kind == LayerKind::Doomed {
                         state.doomed.insert(record.id);
                     } else if let Some(parent) = record.parent {
@@ -319,6 +338,7 @@ impl State {
         self.names.remove(&name);
         self.heads.remove(&head);
         self.volumes.remove(&id);
+        self.seals.remove(&id);
         if let Some(slot) = self.volume_slots.remove(&id) {
             self.set_slot(slot, Slot::Free);
         }
@@ -343,6 +363,11 @@ impl State {
             self.names.remove(&old_name);
             self.names.insert(record.name.clone(), id);
         }
+        if record.sealing.is_none() {
+            self.seals.remove(&id);
+        } else {
+            self.seals.entry(id).or_default();
+        }
         self.set_slot(self.volume_slots[&id], Slot::Volume(record));
     }
 
@@ -364,6 +389,7 @@ impl State {
         self.children.remove(&id);
         self.doomed.remove(&id);
         self.fills.remove(&id);
+        self.tagged.remove(&id);
         if let Some(slot) = self.layer_slots.remove(&id) {
             self.set_slot(slot, Slot::Free);
         }

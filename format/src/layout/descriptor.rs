@@ -31,6 +31,8 @@ pub(crate) enum Descriptor {
     Table { layer: LayerId, index: u32, pages: u64, zero: bool },
     /// Guest data of chunk `index` of `layer`, written first by layer `birth`.
     Data { layer: LayerId, index: u32, birth: LayerId },
+    /// Tags of the slabs `index * 512..`.
+    Tags { index: u32 },
 }
 
 impl Descriptor {
@@ -38,7 +40,7 @@ impl Descriptor {
     pub(crate) fn layer(self) -> Option<LayerId> {
         match self {
             Descriptor::Table { layer, .. } | Descriptor::Data { layer, .. } => Some(layer),
-            Descriptor::Free | Descriptor::Reserved | Descriptor::Catalog { .. } => None,
+            Descriptor::Free | Descriptor::Reserved | Descriptor::Catalog { .. } | Descriptor::Tags { .. } => None,
         }
     }
 
@@ -51,6 +53,7 @@ impl Descriptor {
                 (3, if zero { FLAG_ZERO } else { 0 }, index, layer.0, pages)
             }
             Descriptor::Data { layer, index, birth } => (4, 0, index, layer.0, birth.0),
+            Descriptor::Tags { index } => (5, 0, index, 0, 0),
         };
         let mut b = [0u8; LEN];
         KIND.put(&mut b, kind);
@@ -81,8 +84,9 @@ impl Descriptor {
                 Ok(Descriptor::Table { layer: owner, index, pages: extra, zero: flags & FLAG_ZERO != 0 })
             }
             (4, 0) => Ok(Descriptor::Data { layer: owner, index, birth: LayerId(extra) }),
+            (5, 0) => Ok(Descriptor::Tags { index }),
             (kind, flags) => {
-                Err(Bad::new("CON-8", format!("kind {kind} flags {flags}"), "a kind from 1 to 4 and its flags"))
+                Err(Bad::new("CON-8", format!("kind {kind} flags {flags}"), "a kind from 1 to 5 and its flags"))
             }
         }
     }

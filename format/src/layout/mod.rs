@@ -8,6 +8,7 @@ pub(crate) mod entry;
 pub(crate) mod record;
 pub(crate) mod slot;
 pub(crate) mod superblock;
+pub(crate) mod tags;
 
 /// A field of an on-disk structure: offset and length in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +134,11 @@ mod tests {
     /// Every structure's fields stand in `spec/container.md` or `spec/journal.md` with the same offset and length.
     #[test]
     fn the_specification_and_the_code_agree_on_offsets() {
-        let spec = concat!(include_str!("../../../spec/container.md"), include_str!("../../../spec/journal.md"));
+        let spec = concat!(
+            include_str!("../../../spec/container.md"),
+            include_str!("../../../spec/journal.md"),
+            include_str!("../../../spec/tags.md")
+        );
         let structures: &[(&str, usize, &[Field])] = &[
             ("superblock", superblock::LEN, superblock::FIELDS),
             ("descriptor", descriptor::LEN, descriptor::FIELDS),
@@ -143,6 +148,7 @@ mod tests {
             ("volume slot", slot::volume::LEN, slot::volume::FIELDS),
             ("layer slot", slot::layer::LEN, slot::layer::FIELDS),
             ("record header", record::LEN, record::FIELDS),
+            ("tag record", tags::LEN, tags::FIELDS),
         ];
         for (name, len, fields) in structures {
             let start = spec

@@ -1,9 +1,9 @@
 //! Catalog slots: 512 bytes each, one object per slot.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Bad, checksum, on_disk};
+use super::{Bad, Field, checksum, on_disk};
 use crate::units::{LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, SlotNo, VolumeId};
 
 /// Bytes in a slot.
@@ -48,6 +48,7 @@ pub(crate) mod volume {
         ORIGIN_UUID @ 88, 16;
         NAME @ 104, 128;
         ORIGIN_NAME @ 232, 128;
+        SEAL_SPEED @ 360, 8;
         PROPERTIES @ 384, 128;
     }
 }
@@ -114,6 +115,25 @@ pub(crate) struct VolumeRecord {
     pub(crate) durability: Durability,
     /// An unclean stop may have cost it what was flushed (VOL-44).
     pub(crate) undefined: bool,
+    pub(crate) verify: Verify,
+    /// Its frozen layers are being sealed.
+    pub(crate) sealing: Option<Pace>,
+}
+
+/// What is done so that damaged data of a volume is found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Nothing is sealed for it.
+    #[default]
+    Off,
+    /// What is frozen of it is sealed, and verified whenever it is copied.
+    Copy,
+}
+
+impl Verify {
+    /// Every value, by its word.
+    pub const WORDS: [(&'static str, Self); 2] = [("off", Self::Off), ("copy", Self::Copy)];
 }
 
 /// What a layer is at present.
@@ -129,7 +149,7 @@ pub(crate) enum LayerKind {
     Doomed,
 }
 
-/// How fast a copy layer is to be filled.
+/// How fast a copy layer is to be filled, or a volume to be sealed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Pace {
     /// Not at all for now.
@@ -153,6 +173,10 @@ impl LayerKind {
 const UNDEFINED: u64 = 1;
 /// Flag of a copy layer: it is paused.
 const PAUSED: u64 = 1;
+/// Flag of a volume: it is being sealed.
+const SEALING: u64 = 2;
+/// Flags of a volume whose sealing is paused.
+const SEALING_PAUSED: u64 = SEALING | 4;
 
 /// A layer as the catalog stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,13 +256,25 @@ impl Slot {
 }
 
 impl VolumeRecord {
+    /// There is more to seal, if the volume is to be sealed (TAG-7).
+    pub(crate) fn seal_more(&mut self) {
+        if self.verify != Verify::Off {
+            self.sealing.get_or_insert_default();
+        }
+    }
+
     fn encode(&self, b: &mut [u8]) {
         volume::ID.put(b, self.id.0);
         volume::UUID.put_uuid(b, self.uuid);
         volume::SIZE_BYTES.put(b, self.size);
         volume::HEAD.put(b, self.head.0);
         volume::CREATED_NS.put(b, self.created_ns as u64);
-        volume::FLAGS.put(b, if self.undefined { UNDEFINED } else { 0 });
+        let sealing = match self.sealing {
+            None => 0,
+            Some(Pace { paused: false, .. }) => SEALING,
+            Some(Pace { paused: true, .. }) => SEALING_PAUSED,
+        };
+        volume::FLAGS.put(b, sealing | if self.undefined { UNDEFINED } else { 0 });
         volume::DURABILITY.put(b, (self.durability == Durability::None).into());
         volume::SECTOR_LEN.put(b, MIN_IO_LEN);
         volume::NAME.put_str(b, &self.name);
@@ -247,6 +283,10 @@ impl VolumeRecord {
             volume::ORIGIN_NS.put(b, origin.instant_ns as u64);
             volume::ORIGIN_UUID.put_uuid(b, origin.uuid);
             volume::ORIGIN_NAME.put_str(b, &origin.name);
+        }
+        volume::VERIFY.put(b, self.verify as u64);
+        if let Some(pace) = self.sealing {
+            volume::SEAL_SPEED.put(b, pace.speed);
         }
     }
 
@@ -259,11 +299,17 @@ impl VolumeRecord {
         if size == 0 || size > MAX_VOLUME_LEN || !size.is_multiple_of(MIN_IO_LEN) {
             return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
         }
-        for (field, known) in [(volume::FLAGS, UNDEFINED), (volume::DURABILITY, 1), (volume::VERIFY, 0)] {
-            let unknown = field.get(b) & !known;
-            if unknown != 0 {
-                return Err(Bad::new("CAT-5", format!("{} {unknown}", field.name), 0));
-            }
+        let unknown = |field: Field| Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), "a known value");
+        let flags = volume::FLAGS.get(b);
+        let sealing = match flags & !UNDEFINED {
+            0 => None,
+            SEALING => Some(Pace { paused: false, speed: volume::SEAL_SPEED.get(b) }),
+            SEALING_PAUSED => Some(Pace { paused: true, speed: volume::SEAL_SPEED.get(b) }),
+            _ => return Err(unknown(volume::FLAGS)),
+        };
+        let verify = Verify::WORDS.get(volume::VERIFY.get(b) as usize).ok_or_else(|| unknown(volume::VERIFY))?.1;
+        if volume::DURABILITY.get(b) > 1 {
+            return Err(unknown(volume::DURABILITY));
         }
         let origin = match volume::ORIGIN.get(b) {
             0 => None,
@@ -285,7 +331,9 @@ impl VolumeRecord {
             created_ns: volume::CREATED_NS.get(b) as i64,
             origin,
             durability: if volume::DURABILITY.get(b) == 1 { Durability::None } else { Durability::Flush },
-            undefined: volume::FLAGS.get(b) & UNDEFINED != 0,
+            undefined: flags & UNDEFINED != 0,
+            verify,
+            sealing,
         })
     }
 }

@@ -55,6 +55,7 @@ fn each_kind_of_block_is_told_from_the_others() {
         to_copy_bytes: 0,
         data_bytes: 3 * BLOCK + 512,
         own_data_bytes: BLOCK,
+        sealed_bytes: 0,
     };
     assert_eq!(counts.counts, expected);
 

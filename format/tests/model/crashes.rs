@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use pitstop_format::check::check;
+use pitstop_format::check::{CheckReport, check};
 use pitstop_format::testing::{Crash, CrashDisk, Event, Fate, SimDisk};
 use pitstop_format::{Container, OpenMode};
 
@@ -69,6 +70,8 @@ pub struct Counts {
     pub in_recovery: u64,
     /// Places in the record at which crashes were tried.
     pub places: u64,
+    /// Bytes with tags that were verified.
+    pub verified: u64,
 }
 
 impl Counts {
@@ -77,6 +80,7 @@ impl Counts {
         self.judged += other.judged;
         self.in_recovery += other.in_recovery;
         self.places += other.places;
+        self.verified += other.verified;
     }
 }
 
@@ -213,12 +217,26 @@ impl Crashes {
         if !whys.is_empty() {
             return Err(format!("contents: {whys:#?}"));
         }
+        if self.rng.chance(20) {
+            self.counts.verified += verified(&container)?;
+        }
         // Recovery has written homes: they must be whole, too.
         if self.rng.chance(5) {
             drop(container);
             structure(&disk).map_err(|why| format!("check behind recovery: {why}"))?;
         }
         Ok(())
+    }
+}
+
+/// Bytes that have tags; every one of them must fit (TAG-3, TAG-4, TAG-9).
+pub fn verified(container: &Container) -> Result<u64, String> {
+    let mut report = CheckReport::default();
+    container.check_data(&mut report, &AtomicBool::new(false)).map_err(|error| format!("tags: {error}"))?;
+    if report.findings.is_empty() {
+        Ok(report.data_bytes_verified)
+    } else {
+        Err(format!("tags: {:#?}", report.findings))
     }
 }
 

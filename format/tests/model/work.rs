@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
     Container, CreateOptions, Durability, Error, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode,
-    VolumeChange, VolumeState, ZeroKind,
+    SealEnd, SealStep, Verify, VolumeChange, VolumeState, ZeroKind,
 };
 
 use crate::common::compare::{Comparer, Shown};
@@ -38,6 +38,7 @@ pub fn run(seed: u64) -> (Counts, Coverage) {
     }
     work.finish_all();
     work.hydrate_all();
+    work.seal_all();
     work.blocking(|container| container.settle(10_000).unwrap());
     let mut world = work.lock();
     world.compare();
@@ -131,6 +132,10 @@ impl Work {
         self.command(None, Change::Put(vec![(name, volume)]), |container| {
             drop(container.create_volume_with(&given, size, durability).unwrap())
         });
+        if self.lock().rng.chance(60) {
+            self.blocking(|container| drop(container.set_verify(&given, Verify::Copy).unwrap()));
+            self.promised();
+        }
     }
 
     fn delete(&mut self, name: &str) {
@@ -246,11 +251,15 @@ impl Work {
         let Some(name) = world.pick() else { return };
         match world.rng.below(100) {
             0..48 => world.step_any(),
-            48..55 => {
+            48..53 => {
                 drop(world);
                 self.hydrate_step();
             }
-            55..76 => world.begin_request(&name, None),
+            53..56 => {
+                drop(world);
+                self.seal_step();
+            }
+            56..76 => world.begin_request(&name, None),
             76..79 => world.begin_request(&name, Some(ZeroKind::Discard)),
             79..81 => world.begin_request(&name, Some(ZeroKind::WriteZeroes)),
             81..86 => world.begin_flush(&name),
@@ -321,6 +330,69 @@ impl Work {
                 coverage.hydrations_done += 1;
                 world.note(format!("layer {layer} is whole"));
             }
+        }
+    }
+
+    /// Begins to seal a volume, gives that up, or sets its pace or whether it is sealed by itself: nobody's contents change.
+    fn order_seal(&self, name: &str) {
+        self.lock().note(format!("sealing of {name}"));
+        let found = self.lock().container.seals().into_iter().find(|seal| seal.volume == name);
+        let (choice, speed) = {
+            let mut world = self.lock();
+            (world.rng.below(4), world.rng.below(1 << 30))
+        };
+        match (found, choice) {
+            (None, 0) => self.blocking(|container| drop(container.set_verify(name, Verify::Copy).unwrap())),
+            (None, _) => {
+                self.blocking(|container| container.seal(name).unwrap());
+            }
+            (Some(seal), 0) => {
+                self.blocking(|container| container.cancel_seal(seal.volume_id).unwrap());
+                self.lock().coverage.seals_given_up += 1;
+            }
+            (Some(_), 1) => {
+                self.blocking(|container| drop(container.set_verify(name, Verify::Off).unwrap()));
+                self.lock().coverage.seals_given_up += 1;
+            }
+            (Some(seal), _) => {
+                self.blocking(|container| container.set_seal(seal.volume_id, choice == 2, speed).unwrap());
+            }
+        }
+        self.promised();
+    }
+
+    /// A step of some sealing, if any is under way.
+    fn seal_step(&self) {
+        let (volume, budget) = {
+            let mut world = self.lock();
+            let found = world.container.seals();
+            if found.is_empty() {
+                return;
+            }
+            let volume = found[world.rng.below(found.len() as u64) as usize].volume_id;
+            (volume, [1, 300 << 10, 2 << 20][world.rng.below(3) as usize])
+        };
+        let step = self.blocking(|container| container.seal_step(volume, budget).unwrap());
+        let mut world = self.lock();
+        match step {
+            SealStep::Sealed(bytes) => world.coverage.steps_that_sealed += u64::from(bytes > 0),
+            SealStep::Blocked(_) => {}
+            SealStep::Ended(end) => {
+                assert_eq!(end, SealEnd::Done);
+                world.coverage.seals_done += 1;
+            }
+        }
+    }
+
+    /// Takes all sealings to their ends: all that is frozen of their volumes has tags then, and is what it was.
+    fn seal_all(&self) {
+        for step in 0.. {
+            if self.lock().container.seals().is_empty() {
+                break;
+            }
+            assert!(step < 1000, "a sealing does not end: {:?}", self.lock().container.seals());
+            self.maintain(1);
+            self.seal_step();
         }
     }
 
@@ -452,7 +524,8 @@ impl Work {
             (world.rng.below(1000), world.model.len(), world.pick().unwrap())
         };
         match choice {
-            0..60 => self.hydrate(&name),
+            0..45 => self.hydrate(&name),
+            45..60 => self.order_seal(&name),
             60..85 => self.set(&name),
             85..700 => {
                 for _ in 0..4 {

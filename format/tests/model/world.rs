@@ -15,7 +15,7 @@ use pitstop_format::{Container, Disk as _, Durability, Error, FlushStep, Planned
 use crate::common::compare::Comparer;
 use crate::common::promises::{Change, Model, Volume, When};
 use crate::common::{Rng, SECTOR};
-use crate::crashes::Crashes;
+use crate::crashes::{Crashes, verified};
 use crate::request::{DiskWrite, Flushing, Kind, Reading, Request, Stage, State, Ticket};
 
 const REQUESTS: usize = 6;
@@ -55,13 +55,17 @@ pub struct Coverage {
     pub became_undefined: u64,
     pub undefined_refused: u64,
     pub undefined_refreshed: u64,
+    pub steps_that_sealed: u64,
+    pub seals_done: u64,
+    pub seals_given_up: u64,
+    pub verified: u64,
     pub reopened: u64,
     pub crashes_gone_on_from: u64,
     pub crashes_in_recovery_gone_on_from: u64,
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 33] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 37] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -93,6 +97,10 @@ impl Coverage {
             ("volumes that became undefined", &mut self.became_undefined),
             ("copies of undefined volumes refused", &mut self.undefined_refused),
             ("undefined volumes refreshed", &mut self.undefined_refreshed),
+            ("steps that sealed", &mut self.steps_that_sealed),
+            ("sealings done", &mut self.seals_done),
+            ("sealings given up", &mut self.seals_given_up),
+            ("bytes verified beside others", &mut self.verified),
             ("reopenings", &mut self.reopened),
             ("crashes gone on from", &mut self.crashes_gone_on_from),
             ("crashes in recovery gone on from", &mut self.crashes_in_recovery_gone_on_from),
@@ -329,6 +337,10 @@ impl World {
         let (container, model) = (self.container.clone(), self.model.clone());
         if let Err(why) = self.comparer.container(&container, &model, When::Live) {
             self.fail(&format!("live: {why}"));
+        }
+        match verified(&container) {
+            Ok(bytes) => self.coverage.verified += bytes,
+            Err(why) => self.fail(&format!("live: {why}")),
         }
     }
 

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use pitstop_format::{Durability, Holder, NewCopy, VolumeChange};
+use pitstop_format::{Durability, Holder, NewCopy, Verify, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::remote::RemoteSource;
-use super::{Connected, STEP_RANGES, Session, Want, name_of};
+use super::{Connected, Depth, STEP_RANGES, Session, Want, name_of};
 use crate::base64;
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
@@ -69,9 +69,14 @@ impl Daemon {
     }
 
     /// Has the daemon check the container's structure.
-    pub(super) fn check(&mut self) -> Result<CheckView> {
+    pub(super) fn check(&mut self, depth: Depth) -> Result<CheckView> {
         self.qmp.set_timeout(CHECK_TIMEOUT);
-        let report = self.ask("x-pitstop-check", Value::Null);
+        let arguments = match depth {
+            // As daemons before this know it.
+            Depth::Structure => Value::Null,
+            Depth::Data => json!({ "data": true }),
+        };
+        let report = self.ask("x-pitstop-check", arguments);
         self.qmp.set_timeout(COMMAND_TIMEOUT);
         report
     }
@@ -205,6 +210,16 @@ impl Session for Daemon {
 
     fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
         let command = "x-pitstop-volume-hydrate";
+        let mut answer = self.tell(command, json!({ "name": name, "speed": speed }))?;
+        self.understand(command, answer.get_mut("job").map(Value::take).unwrap_or_default())
+    }
+
+    fn set_verify(&mut self, name: &str, verify: Verify) -> Result<VolumeView> {
+        self.ask_volume("x-pitstop-volume-set", json!({ "name": name, "verify": verify }))
+    }
+
+    fn seal(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
+        let command = "x-pitstop-volume-seal";
         let mut answer = self.tell(command, json!({ "name": name, "speed": speed }))?;
         self.understand(command, answer.get_mut("job").map(Value::take).unwrap_or_default())
     }

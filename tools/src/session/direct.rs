@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, VolumeChange};
+use pitstop_format::{Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, VolumeChange};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -144,7 +144,19 @@ impl Session for Direct {
             return Ok(None);
         };
         self.container.set_hydration(layer, false, speed).map_err(self.failed())?;
-        Ok(work::jobs(&self.container).into_iter().find(|job| job.volume.as_deref() == Some(name)))
+        let is_its = |job: &JobView| job.kind == "hydrate" && job.volume.as_deref() == Some(name);
+        Ok(work::jobs(&self.container).into_iter().find(is_its))
+    }
+
+    fn set_verify(&mut self, name: &str, verify: Verify) -> Result<VolumeView> {
+        view(&self.container.set_verify(name, verify).map_err(self.failed())?)
+    }
+
+    fn seal(&mut self, name: &str, speed: u64) -> Result<Option<JobView>> {
+        let volume = self.container.seal(name).map_err(self.failed())?;
+        self.container.set_seal(volume, false, speed).map_err(self.failed())?;
+        let is_its = |job: &JobView| job.kind == "seal" && job.volume.as_deref() == Some(name);
+        Ok(work::jobs(&self.container).into_iter().find(is_its))
     }
 
     fn advance(&mut self, id: &str) -> Result<()> {

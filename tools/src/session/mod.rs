@@ -14,10 +14,13 @@ mod work;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Durability, FileDisk, Holder, NewCopy, OpenMode, VolumeChange, check, holder_of};
+use pitstop_format::{
+    Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, VolumeChange, check, holder_of,
+};
 
 use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
@@ -95,6 +98,11 @@ pub(crate) trait Session {
     fn order_job(&mut self, id: &str, order: JobOrder) -> Result<()>;
     /// Begins to make volume `name` real, at `speed` bytes a second at most (0: no limit); nothing if it is real already.
     fn hydrate(&mut self, name: &str, speed: u64) -> Result<Option<JobView>>;
+    /// Sets what is done so that damaged data of volume `name` is found.
+    fn set_verify(&mut self, name: &str, verify: Verify) -> Result<VolumeView>;
+    /// Begins to seal what is frozen of volume `name`, at `speed` bytes a second at most (0: no limit); nothing if that is
+    /// done.
+    fn seal(&mut self, name: &str, speed: u64) -> Result<Option<JobView>>;
     /// Lets job `id` get on for a moment; a container opened here is worked at meanwhile.
     fn advance(&mut self, id: &str) -> Result<()>;
     /// Who serves the container, when it is not this program.
@@ -143,12 +151,29 @@ pub(crate) fn open_direct(path: &Path, access: Access, verb: &'static str) -> Re
 ///
 /// The container is not opened for this: what cannot be opened can still be checked.
 ///
-/// A daemon that holds it does the walk.
-pub(crate) fn check_structure(path: &Path) -> Result<CheckView> {
-    match reach(path, OpenMode::ReadOnly)? {
-        Reached::File(disk) => check_disk(path, &disk),
-        Reached::Daemon(mut daemon) => daemon.check(),
+/// A daemon that holds it does the walk. With [`Depth::Data`] all data that has tags is verified, too, unless the structure of
+/// a closed container is damaged.
+pub(crate) fn check_structure(path: &Path, depth: Depth) -> Result<CheckView> {
+    let disk = match reach(path, OpenMode::ReadOnly)? {
+        Reached::File(disk) => disk,
+        Reached::Daemon(mut daemon) => return daemon.check(depth),
+    };
+    let mut report = check::check(&*disk).map_err(Error::container(path))?;
+    if depth == Depth::Data && report.corruptions == 0 {
+        let verified = Container::open(disk, OpenMode::ReadOnly)
+            .and_then(|container| container.check_data(&mut report, &AtomicBool::new(false)));
+        verified.map_err(Error::container(path))?;
     }
+    direct::view(&report)
+}
+
+/// What a check looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// The structure.
+    Structure,
+    /// Data that has tags, too.
+    Data,
 }
 
 /// Checks the container on `disk`, whose file is `path`.

@@ -1,4 +1,5 @@
-//! The jobs of a container that is opened here: its unfinished hydrations, which this program works at while it waits.
+//! The jobs of a container that is opened here: its unfinished hydrations and sealings, which this program works at while it
+//! waits.
 //!
 //! Invariant: a job's limit is heeded as a daemon does (JOB-6), and a call returns after a moment, so that a signal is seen.
 
@@ -6,7 +7,10 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, Error as FormatError, HydrateEnd, HydrateStep, HydrateWait, Hydration, Maintained};
+use pitstop_format::{
+    Container, Error as FormatError, HydrateEnd, HydrateStep, HydrateWait, Hydration, LayerId, Maintained, SealEnd,
+    SealStep, Sealing, VolumeId,
+};
 
 use crate::jobs::{JobOrder, JobView};
 
@@ -21,43 +25,83 @@ const BLOCKED_PAUSE: Duration = Duration::from_millis(20);
 /// How long a lack of space is put up with.
 const SPACE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What jobs begin with.
-const PREFIX: &str = "hydrate-";
+/// What a job is about.
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Hydrate(LayerId),
+    Seal(VolumeId),
+}
 
-/// The id of the job that is this hydration (CTL-83).
-fn id_of(hydration: &Hydration) -> String {
-    format!("{PREFIX}{}", hydration.layer)
+/// A job, and what it may do.
+struct Job {
+    task: Task,
+    paused: bool,
+    speed: u64,
+    view: JobView,
+}
+
+/// What a step came to.
+enum Step {
+    Moved(u64),
+    Blocked(HydrateWait),
+    Ended,
+}
+
+/// Its id is the one that a daemon gives it (CTL-83, CTL-142).
+fn job(task: Task, volume: String, done: u64, total: u64, (paused, speed): (bool, u64)) -> Job {
+    let (kind, number) = match task {
+        Task::Hydrate(layer) => ("hydrate", layer.0),
+        Task::Seal(volume) => ("seal", volume.0),
+    };
+    let view = JobView {
+        id: format!("{kind}-{number}"),
+        kind: kind.to_owned(),
+        status: if paused { "paused" } else { "created" }.to_owned(),
+        current_progress: done,
+        total_progress: total,
+        error: None,
+        volume: Some(volume),
+        speed,
+        rate: 0,
+        waits_for_space: false,
+    };
+    Job { task, paused, speed, view }
+}
+
+fn all(container: &Container) -> impl Iterator<Item = Job> {
+    let hydrate = |found: Hydration| {
+        let Hydration { volume, layer, total_bytes, copied_bytes, paused, speed, .. } = found;
+        job(Task::Hydrate(layer), volume, copied_bytes, total_bytes, (paused, speed))
+    };
+    let seal = |found: Sealing| {
+        let Sealing { volume, volume_id, total_bytes, passed_bytes, paused, speed } = found;
+        job(Task::Seal(volume_id), volume, passed_bytes, total_bytes, (paused, speed))
+    };
+    container.hydrations().into_iter().map(hydrate).chain(container.seals().into_iter().map(seal))
 }
 
 /// The jobs of `container`.
 pub(super) fn jobs(container: &Container) -> Vec<JobView> {
-    let job = |hydration: &Hydration| JobView {
-        id: id_of(hydration),
-        kind: "hydrate".to_owned(),
-        status: if hydration.paused { "paused" } else { "created" }.to_owned(),
-        current_progress: hydration.copied_bytes,
-        total_progress: hydration.total_bytes,
-        error: None,
-        volume: Some(hydration.volume.clone()),
-        speed: hydration.speed,
-        rate: 0,
-        waits_for_space: false,
-    };
-    container.hydrations().iter().map(job).collect()
+    all(container).map(|job| job.view).collect()
 }
 
-fn find(container: &Container, id: &str) -> Option<Hydration> {
-    container.hydrations().into_iter().find(|hydration| id_of(hydration) == id)
+fn find(container: &Container, id: &str) -> Option<Job> {
+    all(container).find(|job| job.view.id == id)
 }
 
 /// Carries an order out; `None` if there is no such job.
 pub(super) fn order(container: &Container, id: &str, order: JobOrder) -> Option<Result<(), FormatError>> {
-    let Hydration { layer, paused, speed, .. } = find(container, id)?;
-    Some(match order {
-        JobOrder::Pause => container.set_hydration(layer, true, speed),
-        JobOrder::Resume => container.set_hydration(layer, false, speed),
-        JobOrder::SetSpeed(speed) => container.set_hydration(layer, paused, speed),
-        JobOrder::Cancel => container.cancel_hydration(layer),
+    let Job { task, paused, speed, .. } = find(container, id)?;
+    let set = |paused, speed| match task {
+        Task::Hydrate(layer) => container.set_hydration(layer, paused, speed),
+        Task::Seal(volume) => container.set_seal(volume, paused, speed),
+    };
+    Some(match (order, task) {
+        (JobOrder::Pause, _) => set(true, speed),
+        (JobOrder::Resume, _) => set(false, speed),
+        (JobOrder::SetSpeed(speed), _) => set(paused, speed),
+        (JobOrder::Cancel, Task::Hydrate(layer)) => container.cancel_hydration(layer),
+        (JobOrder::Cancel, Task::Seal(volume)) => container.cancel_seal(volume),
     })
 }
 
@@ -73,7 +117,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Works at job `id` for a moment, and does what the container needs meanwhile.
     pub(super) fn advance(&mut self, container: &Container, id: &str) -> Result<(), FormatError> {
-        let Some(hydration) = find(container, id) else {
+        let Some(Job { task, speed, .. }) = find(container, id) else {
             return Ok(());
         };
         let until = Instant::now() + MOMENT;
@@ -84,15 +128,15 @@ impl Worker {
                 thread::sleep(wait.min(MOMENT));
                 continue;
             }
-            let budget_bytes = if hydration.speed == 0 { STEP_LEN } else { LIMITED_STEP_LEN };
-            match step(container, &hydration, budget_bytes)? {
-                HydrateStep::Copied(bytes) => {
+            let budget_bytes = if speed == 0 { STEP_LEN } else { LIMITED_STEP_LEN };
+            match step(container, task, budget_bytes)? {
+                Step::Moved(bytes) => {
                     self.starved_since = None;
-                    self.spend(bytes, hydration.speed, started);
+                    self.spend(bytes, speed, started);
                     container.maintain()?;
                 }
-                HydrateStep::Blocked(wait) => self.blocked(container, wait)?,
-                HydrateStep::Ended(HydrateEnd::Done | HydrateEnd::Cancelled) => break,
+                Step::Blocked(wait) => self.blocked(container, task, wait)?,
+                Step::Ended => break,
             }
         }
         Ok(())
@@ -105,14 +149,17 @@ impl Worker {
         });
     }
 
-    fn blocked(&mut self, container: &Container, wait: HydrateWait) -> Result<(), FormatError> {
+    fn blocked(&mut self, container: &Container, task: Task, wait: HydrateWait) -> Result<(), FormatError> {
         let worked = container.maintain()?;
         match wait {
             HydrateWait::NoSpace => {
                 let since = *self.starved_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= SPACE_PATIENCE {
-                    let detail = "the hydration stops here and can go on later".to_owned();
-                    return Err(FormatError::NoSpace { detail });
+                    let what = match task {
+                        Task::Hydrate(_) => "the hydration",
+                        Task::Seal(_) => "the sealing",
+                    };
+                    return Err(FormatError::NoSpace { detail: format!("{what} stops here and can go on later") });
                 }
             }
             HydrateWait::Others => self.starved_since = None,
@@ -125,10 +172,22 @@ impl Worker {
 }
 
 /// A step; storage that is full is a lack of space like any other.
-fn step(container: &Container, hydration: &Hydration, budget_bytes: u64) -> Result<HydrateStep, FormatError> {
-    match container.hydrate_step(hydration.layer, budget_bytes) {
+fn step(container: &Container, task: Task, budget_bytes: u64) -> Result<Step, FormatError> {
+    let step = match task {
+        Task::Hydrate(layer) => container.hydrate_step(layer, budget_bytes).map(|step| match step {
+            HydrateStep::Copied(bytes) => Step::Moved(bytes),
+            HydrateStep::Blocked(wait) => Step::Blocked(wait),
+            HydrateStep::Ended(HydrateEnd::Done | HydrateEnd::Cancelled) => Step::Ended,
+        }),
+        Task::Seal(volume) => container.seal_step(volume, budget_bytes).map(|step| match step {
+            SealStep::Sealed(bytes) => Step::Moved(bytes),
+            SealStep::Blocked(wait) => Step::Blocked(wait),
+            SealStep::Ended(SealEnd::Done | SealEnd::Cancelled) => Step::Ended,
+        }),
+    };
+    match step {
         Err(FormatError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-            Ok(HydrateStep::Blocked(HydrateWait::NoSpace))
+            Ok(Step::Blocked(HydrateWait::NoSpace))
         }
         result => result,
     }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::render::{self, Output};
-use crate::session;
+use crate::session::{self, Depth};
 use crate::view::{CheckView, Verdict};
 
 /// Most names tried for a log that the user has not named.
@@ -34,7 +34,7 @@ pub(crate) enum Repair {
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Look.
-    Check,
+    Check(Depth),
     /// Look, mend, look again.
     Repair {
         /// What is mended.
@@ -55,7 +55,7 @@ pub(crate) enum Task {
 /// Only what kept the check or the repair from running; what was found is in the verdict.
 pub(crate) fn run(path: &Path, task: &Task, output: Output) -> Result<Verdict> {
     let report = match task {
-        Task::Check => session::check_structure(path)?,
+        Task::Check(depth) => session::check_structure(path, *depth)?,
         Task::Repair { what, log } => mend(path, *what, log.as_deref())?,
         Task::Undo { log } => {
             let disk = session::open_for_repair(path)?;

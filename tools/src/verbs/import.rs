@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use pitstop_format::{Durability, VolumeIo};
 
+use super::verify::VerifyArg;
 use crate::copy::{self, Sink, Source};
 use crate::error::{Error, Result};
 use crate::image::{self, Backing, Format, ImageFile};
@@ -35,6 +36,8 @@ pub(crate) struct Import<'a> {
     pub(crate) format: Option<Format>,
     /// Whether files that the image names are followed.
     pub(crate) backing: Backing,
+    /// What is done so that damaged data of the volume is found.
+    pub(crate) verify: VerifyArg,
     /// For whom the result is.
     pub(crate) output: Output,
 }
@@ -69,7 +72,11 @@ fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop
         let progress = Progress::start(format!("importing {}", printable(import.name)), source.len());
         copy::copy(source, &mut sink, stop, &|offset| progress.at(offset))?;
         sink.io.flush().map_err(session.failed())
-    })();
+    })()
+    .and_then(|()| match import.verify {
+        VerifyArg::Off => Ok(()),
+        verify => session.set_verify(&temporary, verify.into()).map(drop),
+    });
     let named = filled.and_then(|()| session.rename_volume(&temporary, import.name));
     if let Err(error) = named {
         if let Err(left) = session.delete_volume(&temporary) {

@@ -166,7 +166,9 @@ fn every_command_refuses_an_unexpected_argument() {
             "block-export-del" => json!({"id": "a"}),
             "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
             "x-pitstop-diff" => json!({"a": "golden", "b": "golden"}),
-            "x-pitstop-map" | "x-pitstop-volume-hydrate" | "x-pitstop-volume-set" => json!({"name": "golden"}),
+            "x-pitstop-map" | "x-pitstop-volume-hydrate" | "x-pitstop-volume-seal" | "x-pitstop-volume-set" => {
+                json!({"name": "golden"})
+            }
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
             "x-pitstop-read" => json!({"name": "golden", "start": 0, "length": 512}),
             "x-pitstop-job-set-speed" => json!({"id": "a", "speed": 0}),

@@ -13,7 +13,7 @@ use crate::check::read;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::slot::{
-    self, ContainerRecord, Durability, LayerKind, LayerRecord, PER_SLAB, Slot, VolumeRecord, check_name,
+    self, ContainerRecord, Durability, LayerKind, LayerRecord, PER_SLAB, Slot, Verify, VolumeRecord, check_name,
 };
 use crate::units::{
     LayerId, MAX_VOLUME_LEN, PAGE_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo, TABLE_SPAN, VolumeId,
@@ -398,6 +398,8 @@ impl Draft<'_> {
             origin: None,
             durability: Durability::Flush,
             undefined: false,
+            verify: Verify::Off,
+            sealing: None,
         };
         self.set_slot(number, Slot::Volume(record));
         Ok(())

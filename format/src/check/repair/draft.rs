@@ -49,6 +49,8 @@ pub(super) struct Draft<'a> {
     pub(super) new_entries: BTreeMap<(LayerId, ChunkNo), RawEntry>,
     /// Pages of tables that are made new.
     pub(super) new_fresh: BTreeSet<(LayerId, u32, u8)>,
+    /// Damaged tag records, by byte offset: they become zeros.
+    pub(super) dropped_tags: BTreeSet<u64>,
     /// Items of the journal were left out.
     pub(super) journal_pruned: bool,
     pub(super) lost: BTreeSet<LostInLayer>,
@@ -91,6 +93,7 @@ impl<'a> Draft<'a> {
             new_slots: BTreeMap::new(),
             new_entries: BTreeMap::new(),
             new_fresh: BTreeSet::new(),
+            dropped_tags: BTreeSet::new(),
             journal_pruned: false,
             lost: BTreeSet::new(),
             kept: BTreeSet::new(),

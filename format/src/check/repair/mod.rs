@@ -12,6 +12,7 @@ mod entries;
 mod log;
 mod shadow;
 mod steps;
+mod tags;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -86,6 +87,7 @@ pub fn plan(disk: &dyn Disk, scope: Scope) -> Result<Plan> {
     }
     draft.mend_catalog()?;
     draft.mend_entries()?;
+    draft.mend_tags()?;
     if draft.counters().is_none_or(|counters| counters.next_id >= draft::MAX_COUNT) {
         return Err(impossible("its ids are used up (CON-18)"));
     }

@@ -14,6 +14,7 @@ use crate::layout::descriptor;
 use crate::layout::record::{self, Item};
 use crate::layout::slot::{self, PER_PAGE};
 use crate::layout::superblock::{OFFSETS, Superblock};
+use crate::layout::tags;
 use crate::units::PAGE_LEN;
 
 /// Writes of whole pages, to be followed by a sync.
@@ -92,6 +93,9 @@ pub(super) fn homes(draft: &Draft<'_>) -> Result<Step> {
         if let Some(offset) = draft.slot_offset(number) {
             put(offset, &content.encode(draft.uuid(), number)[..])?;
         }
+    }
+    for &offset in &draft.dropped_tags {
+        put(offset, &[0; tags::LEN])?;
     }
     let tables = draft.tables();
     let fresh = draft.journal.fresh.keys().map(|&(layer, index, page)| (layer, index, page));

@@ -1,0 +1,121 @@
+//! Sealings as jobs.
+//!
+//! Invariant: a volume that the container says is being sealed has a job of the daemon, under the id that the volume's gives it
+//! (CTL-142), from a moment after its beginning or the daemon's until it has ended (JOB-30). Does not: make tags
+//! (`pitstop_format`).
+
+use std::sync::Arc;
+
+use pitstop_format::{
+    Container, Error as FormatError, HydrateWait, SealEnd, SealStep, Sealing, Verify, VolumeId, VolumeInfo,
+};
+
+use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
+use super::{Dismissal, Job, JobStatus, Jobs, List};
+use crate::trouble::lacks_space;
+
+/// The sealing of one volume.
+struct Seal {
+    container: Container,
+    volume: VolumeId,
+}
+
+/// Why an order to a sealing failed.
+fn told(error: FormatError) -> String {
+    match error {
+        FormatError::NotSealing { .. } => "Job not found".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+fn id_of(volume: VolumeId) -> String {
+    format!("{}-{volume}", JobKind::Seal.word())
+}
+
+impl Jobs {
+    /// Begins to seal what is frozen of volume `name`, or goes on with it, at `speed` bytes a second at most (0: no limit).
+    /// `None` if that has ended by now.
+    pub(crate) fn seal(&self, name: &str, speed: u64, dismissal: Dismissal) -> Result<Option<JobStatus>, FormatError> {
+        let volume = self.container.seal(name)?;
+        let kept = self.container.set_seal(volume, false, speed);
+        // Whatever has ended it meanwhile, the job says whether it is there.
+        kept.or_else(|error| match error {
+            FormatError::NotSealing { .. } => Ok(()),
+            error => Err(error),
+        })?;
+        let id = id_of(volume);
+        if self.has(&id) {
+            // It goes on with the new speed, paused or not before.
+            drop(self.set_speed(&id, speed));
+            drop(self.resume(&id));
+        } else {
+            self.add_seal(volume, Settings { paused: false, speed }, dismissal);
+        }
+        Ok(self.get(&id))
+    }
+
+    /// Sets whether what is frozen of a volume is sealed by itself.
+    pub(crate) fn set_verify(&self, name: &str, verify: Verify) -> Result<VolumeInfo, FormatError> {
+        let info = self.container.set_verify(name, verify)?;
+        self.take_up_seals();
+        self.look();
+        Ok(info)
+    }
+
+    /// Makes jobs of sealings that have none: those that a freeze has begun, or an earlier daemon has left.
+    pub(crate) fn take_up_seals(&self) {
+        for volume in self.container.sealing_volumes() {
+            if let Some(Sealing { paused, speed, .. }) =
+                Some(id_of(volume)).filter(|id| !self.has(id)).and_then(|_| self.container.sealing(volume))
+            {
+                self.add_seal(volume, Settings { paused, speed }, Dismissal::Auto);
+            }
+        }
+    }
+
+    /// Whether some sealing has no job. The caller has locked the list.
+    pub(super) fn misses_seals(&self, list: &List) -> bool {
+        let is_there = |id: &String| list.jobs.iter().any(|job| job.id == *id && !job.is_over());
+        self.container.sealing_volumes().into_iter().map(id_of).any(|id| !is_there(&id))
+    }
+
+    fn has(&self, id: &str) -> bool {
+        self.lock().jobs.iter().any(|job: &Job| job.id == id && !job.is_over())
+    }
+
+    fn add_seal(&self, volume: VolumeId, settings: Settings, dismissal: Dismissal) {
+        let work = Arc::new(Seal { container: self.container.clone(), volume });
+        self.add(id_of(volume), work, settings, dismissal);
+    }
+}
+
+impl Work for Seal {
+    fn kind(&self) -> JobKind {
+        JobKind::Seal
+    }
+
+    fn look(&self) -> Option<Progress> {
+        let Sealing { volume, passed_bytes, total_bytes, .. } = self.container.sealing(self.volume)?;
+        Some(Progress { volume: Some(volume), current_bytes: passed_bytes, total_bytes })
+    }
+
+    fn step(&self, budget_bytes: u64) -> Step {
+        match self.container.seal_step(self.volume, budget_bytes) {
+            Ok(SealStep::Sealed(bytes)) => Step::Moved(bytes),
+            Ok(SealStep::Blocked(HydrateWait::NoSpace)) => Step::Blocked(Wait::Space),
+            Ok(SealStep::Blocked(HydrateWait::Others)) => Step::Blocked(Wait::Others),
+            Ok(SealStep::Ended(SealEnd::Done)) => Step::Complete,
+            Ok(SealStep::Ended(SealEnd::Cancelled)) => Step::Void,
+            Err(FormatError::Io { source, .. }) if lacks_space(&source) => Step::Blocked(Wait::Space),
+            Err(error) => Step::Failed(error.to_string()),
+        }
+    }
+
+    fn keep(&self, settings: Settings) -> Result<(), String> {
+        self.container.set_seal(self.volume, settings.paused, settings.speed).map_err(told)
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        self.container.cancel_seal(self.volume).map_err(told)
+    }
+}

@@ -1,0 +1,230 @@
+//! Sealing: the frozen layers of a volume get tags, each block being read once.
+//!
+//! Role: says what is to be sealed, takes orders, and tells how far it is. Invariant (TAG-8): that a volume is being sealed is in
+//! the catalog, so that whatever ends a process ends no sealing. Does not: make tags (see [`super::seal_steps`]), or decide when
+//! that is done: the caller does.
+
+use super::ops::Slots;
+use super::state::State;
+use super::{Container, HydrateWait, OpenMode};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layout::slot::{LayerKind, Pace, Verify};
+use crate::units::{LayerId, SLAB_LEN, VolumeId};
+
+/// A volume that is being sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealing {
+    /// The volume's present name.
+    pub volume: String,
+    /// Its id: what [`Container::seal_step`] asks for.
+    pub volume_id: VolumeId,
+    /// Bytes that its frozen layers take.
+    pub total_bytes: u64,
+    /// How many of them have been passed, whether they had tags or not. After the container has been opened it begins anew;
+    /// what has tags is passed without being read.
+    pub passed_bytes: u64,
+    /// The caller should not go on with it for now.
+    pub paused: bool,
+    /// Bytes a second that the caller should read at most; 0: as fast as can be.
+    pub speed: u64,
+}
+
+/// What a step of sealing has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SealStep {
+    /// So many bytes got tags, perhaps none where all had them; there is more to do.
+    Sealed(u64),
+    /// Nothing can be done for the moment; try again after a while.
+    Blocked(HydrateWait),
+    /// There is no more to do.
+    Ended(SealEnd),
+}
+
+/// How the sealing of a volume ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SealEnd {
+    /// All that is frozen of it has tags; that is durable.
+    Done,
+    /// It was given up, or the volume was deleted.
+    Cancelled,
+}
+
+/// How far a volume has been sealed since the container was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Seal {
+    pub(super) is_under_way: bool,
+    /// Layers still to be passed, the next one last.
+    pub(super) todo: Vec<LayerId>,
+    /// The layer that is being passed.
+    pub(super) at: Option<At>,
+}
+
+/// How far a layer has been passed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At {
+    pub(super) layer: LayerId,
+    /// Chunks before this one have been passed.
+    pub(super) next: u64,
+    /// Slabs of the layer that have been.
+    pub(super) slabs: u64,
+    /// [`Tagging::merges`] when its passing began.
+    pub(super) merges: u64,
+}
+
+/// What is known of a layer that may have tags.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tagging {
+    /// That it is frozen, or a copy layer, is durable, and so is what was written to it before (TAG-4).
+    pub(crate) lasts: bool,
+    /// All of its data has tags, as far as none was added without since.
+    pub(crate) sealed: bool,
+    /// How often a merge has brought data into it.
+    pub(crate) merges: u64,
+}
+
+impl State {
+    /// Whether tags of this layer's data may be written.
+    pub(super) fn may_be_tagged(&self, layer: LayerId) -> bool {
+        self.tagged.get(&layer).is_some_and(|tagging| tagging.lasts)
+    }
+
+    pub(super) fn is_sealed(&self, layer: LayerId) -> bool {
+        self.tagged.get(&layer).is_some_and(|tagging| tagging.sealed)
+    }
+
+    pub(super) fn is_frozen_kind(&self, layer: LayerId) -> bool {
+        self.layer_slots.contains_key(&layer) && self.layer_record(layer).kind == LayerKind::Frozen
+    }
+
+    /// A merge brings data into a layer; if `sealed`, all of it with its tags.
+    pub(super) fn merges_into(&mut self, layer: LayerId, sealed: bool) {
+        let tagging = self.tagged.entry(layer).or_default();
+        tagging.merges += 1;
+        tagging.sealed &= sealed;
+    }
+
+    /// Slabs with data of a layer.
+    fn data_slabs_of(&self, layer: &Layer) -> u64 {
+        let tables = (0..layer.table_limit()).filter(|&index| layer.table(index).is_some()).count() as u64;
+        self.slabs_of(layer.id).saturating_sub(tables)
+    }
+
+    pub(super) fn sealing(&self, id: VolumeId) -> Option<Sealing> {
+        let seal = self.seals.get(&id)?;
+        let record = self.volume_record(id);
+        let Pace { paused, speed } = record.sealing?;
+        let (mut total, mut passed) = (0, 0);
+        let mut next = self.layer_record(record.head).parent;
+        while let Some(layer) = next {
+            next = self.layer_record(layer).parent;
+            if !self.is_frozen_kind(layer) {
+                continue;
+            }
+            let slabs = self.layers.get(&layer).map_or(0, |layer| self.data_slabs_of(layer));
+            let at = seal.at.filter(|at| at.layer == layer).map_or(0, |at| at.slabs);
+            total += slabs;
+            passed += if self.is_sealed(layer) { slabs } else { at.min(slabs) };
+        }
+        Some(Sealing {
+            volume: record.name.clone(),
+            volume_id: id,
+            total_bytes: total * SLAB_LEN,
+            passed_bytes: passed * SLAB_LEN,
+            paused,
+            speed,
+        })
+    }
+
+    fn check_is_sealing(&self, id: VolumeId) -> Result<()> {
+        if self.seals.contains_key(&id) { Ok(()) } else { Err(Error::NotSealing { volume: id }) }
+    }
+}
+
+impl Container {
+    /// Sets what is done so that damaged data of volume `name` is found; what is frozen of it is sealed from now on, unless that
+    /// is off.
+    ///
+    /// Errors: [`Error::NoSuchVolume`].
+    pub fn set_verify(&self, name: &str, verify: Verify) -> Result<super::VolumeInfo> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        let id = {
+            let mut state = self.lock_for(|state| state.volume_id(name).map(|_| Slots { new: 0, changed: 1 }))?;
+            let id = state.volume_id(name)?;
+            state.update_volume(id, |record| {
+                let before = std::mem::replace(&mut record.verify, verify);
+                match verify {
+                    Verify::Off => record.sealing = None,
+                    _ if before == Verify::Off => record.seal_more(),
+                    _ => {}
+                }
+            });
+            id
+        };
+        self.commit()?;
+        self.volume_info(id)
+    }
+
+    /// Begins to seal what is frozen of volume `name`, or goes on with it: [`Container::seal_step`] does it.
+    ///
+    /// Errors: [`Error::NoSuchVolume`].
+    pub fn seal(&self, name: &str) -> Result<VolumeId> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        let id = {
+            let mut state = self.lock_for(|state| state.volume_id(name).map(|_| Slots { new: 0, changed: 1 }))?;
+            let id = state.volume_id(name)?;
+            state.update_volume(id, |record| {
+                record.sealing.get_or_insert_default();
+            });
+            id
+        };
+        self.commit()?;
+        Ok(id)
+    }
+
+    /// Gives the sealing of a volume up. Tags that were made stay.
+    ///
+    /// Errors: [`Error::NotSealing`] if it has ended.
+    pub fn cancel_seal(&self, id: VolumeId) -> Result<()> {
+        self.change_seal(id, None)
+    }
+
+    /// Sets whether the sealing of a volume is paused, and how many bytes a second it may read (0: no limit). Both are kept in
+    /// the container; the caller of [`Container::seal_step`] heeds them.
+    ///
+    /// Errors: [`Error::NotSealing`] if it has ended.
+    pub fn set_seal(&self, id: VolumeId, paused: bool, speed: u64) -> Result<()> {
+        self.change_seal(id, Some(Pace { paused, speed }))
+    }
+
+    fn change_seal(&self, id: VolumeId, pace: Option<Pace>) -> Result<()> {
+        let _control = super::lock(&self.shared.control);
+        self.shared.check_open()?;
+        {
+            let mut state = self.lock_for(|state| state.check_is_sealing(id).map(|()| Slots { new: 0, changed: 1 }))?;
+            state.update_volume(id, |record| record.sealing = pace);
+        }
+        self.commit()
+    }
+
+    /// The sealing of a volume; nothing if it has ended.
+    pub fn sealing(&self, id: VolumeId) -> Option<Sealing> {
+        self.shared.lock().sealing(id)
+    }
+
+    /// All volumes that are being sealed, by id: each is to be carried on with by [`Container::seal_step`], also after a crash.
+    pub fn seals(&self) -> Vec<Sealing> {
+        let state = self.shared.lock();
+        state.seals.keys().filter_map(|&id| state.sealing(id)).collect()
+    }
+
+    /// Their ids, which costs next to nothing; none if the container is open for reading only.
+    pub fn sealing_volumes(&self) -> Vec<VolumeId> {
+        if self.shared.mode == OpenMode::ReadOnly {
+            return Vec::new();
+        }
+        self.shared.lock().seals.keys().copied().collect()
+    }
+}

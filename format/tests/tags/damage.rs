@@ -1,0 +1,133 @@
+//! Data that a disk has changed or delivers from another place.
+
+use pitstop_format::check::Severity;
+use pitstop_format::{Error, OpenMode, SLAB_LEN, SealEnd, Verify};
+
+use crate::support::*;
+
+fn read(container: &pitstop_format::Container, name: &str, at: u64, len: usize) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; len];
+    io(container, name).read_at(&mut bytes, at).map(|()| bytes)
+}
+
+// req: R13; rules: TAG-5, TAG-9, CHK-62
+#[test]
+fn a_flipped_bit_is_neither_read_nor_copied_but_reported_with_its_place() {
+    let (disk, container) = sealed();
+    let at = 2 * SLAB_LEN + 5 * BLOCK + 1000;
+    let place = place_of(&container, "ci", at);
+    let good = contents(&container, "ci");
+    disk.flip(place, 0x10);
+    let block = place / BLOCK * BLOCK;
+    for (start, len) in
+        [(at / BLOCK * BLOCK, 4096), (at / 512 * 512, 512), (at / BLOCK * BLOCK + 3584, 512), (0, MIB as usize)]
+    {
+        for name in ["ci", "golden"] {
+            let error = read(&container, name, start, len).unwrap_err();
+            let text = error.to_string();
+            assert!(is_unfit(&error) && text.contains(&format!("block {} (offset {block})", at / BLOCK)), "{text}");
+        }
+    }
+    // Its neighbours are whole, in the same block's sectors too only with all of it.
+    assert!(
+        read(&container, "ci", at / BLOCK * BLOCK + BLOCK, 4096).unwrap()
+            == good[(at / BLOCK * BLOCK + BLOCK) as usize..][..4096]
+    );
+    let error = hydrate(&container, "ci").unwrap_err();
+    assert!(is_unfit(&error), "{error}");
+    let report = data_report(&container);
+    let [finding] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+    assert_eq!((finding.id, finding.severity, finding.rule), ("CHK-62", Severity::Corruption, "TAG-5"));
+    assert!(finding.place.ends_with(&format!("block {} (offset {block})", at / BLOCK)), "{}", finding.place);
+    assert!(finding.message.contains("golden") && finding.message.contains("ci"), "{}", finding.message);
+    // It turns back, and all is well: the hydration goes on from where it was.
+    disk.flip(place, 0x10);
+    hydrate(&container, "ci").unwrap();
+    assert!(contents(&container, "ci") == good);
+    assert_fits(&container);
+    assert_clean(&disk, container);
+}
+
+// req: R13; rule: TAG-5 — a disk that delivers another block, written as such by the same layer.
+#[test]
+fn a_block_in_anothers_place_is_found() {
+    let (disk, container) = sealed();
+    let (a, b) = (place_of(&container, "ci", 0), place_of(&container, "ci", 7 * SLAB_LEN + 3 * BLOCK));
+    let mut bytes = [vec![0; BLOCK as usize], vec![0; BLOCK as usize]];
+    use pitstop_format::Disk as _;
+    disk.read_at(&mut bytes[0], a).unwrap();
+    disk.read_at(&mut bytes[1], b).unwrap();
+    disk.write_at(&bytes[1], a).unwrap();
+    disk.write_at(&bytes[0], b).unwrap();
+    assert_eq!(data_report(&container).findings.len(), 2);
+    assert!(is_unfit(&read(&container, "ci", 0, 512).unwrap_err()));
+}
+
+// rules: TAG-5, TAG-3 — what has no tag is served as it is, in the same slab too.
+#[test]
+fn what_is_not_sealed_is_not_verified() {
+    let (disk, container) = sealed();
+    fill(&container, "ci", 0..BLOCK, 50);
+    let place = place_of(&container, "ci", 0);
+    disk.flip(place, 1);
+    read(&container, "ci", 0, 4096).unwrap();
+    assert_fits(&container);
+    assert_ne!(place, place_of(&container, "golden", 0));
+}
+
+// rules: TAG-5, TAG-6 — a merge does not carry damage on: it does not happen.
+#[test]
+fn a_merge_fails_rather_than_copy_damage() {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("v", SIZE).unwrap();
+    container.set_verify("v", Verify::Copy).unwrap();
+    fill(&container, "v", 0..2 * BLOCK, 1);
+    container.snapshot("v", "a").unwrap();
+    fill(&container, "v", BLOCK..2 * BLOCK, 2);
+    container.snapshot("v", "b").unwrap();
+    seal_all(&container);
+    container.delete_volume("a").unwrap();
+    let place = place_of(&container, "v", 0);
+    disk.flip(place, 1);
+    container.settle(1000).unwrap();
+    assert_eq!(find(&container, "v").depth, 2, "it was merged");
+    assert!(is_unfit(&read(&container, "v", 0, 512).unwrap_err()));
+    disk.flip(place, 1);
+    container.close().unwrap();
+    let container = open(&disk);
+    container.settle(1000).unwrap();
+    assert_eq!(find(&container, "v").depth, 1);
+    let counts = counts(&container, "v");
+    assert_eq!(counts.sealed_bytes, counts.data_bytes);
+    assert_fits(&container);
+}
+
+// rules: TAG-2, CHK-60 — a damaged record is no damaged data.
+#[test]
+fn a_damaged_record_only_means_that_its_slab_is_not_sealed() {
+    use pitstop_format::check::check;
+    let (disk, container) = sealed();
+    let slab = place_of(&container, "ci", 0) / SLAB_LEN;
+    container.close().unwrap();
+    // The record names the slab's number only in its checksum: all records of the tag slab are tried.
+    let bytes = disk.bytes();
+    let container = open(&disk);
+    let before = counts(&container, "ci");
+    container.close().unwrap();
+    let tags = (0..bytes.len() as u64 / SLAB_LEN).find(|&tags| {
+        let copy = disk.copy();
+        copy.flip(tags * SLAB_LEN + slab % 512 * 512 + 300, 1);
+        check(&*copy).is_ok_and(|report| report.findings.iter().any(|finding| finding.id == "CHK-60"))
+    });
+    disk.flip(tags.unwrap() * SLAB_LEN + slab % 512 * 512 + 300, 1);
+    let container = pitstop_format::Container::open(disk.clone(), OpenMode::ReadOnly).unwrap();
+    assert_eq!(counts(&container, "ci").sealed_bytes, before.sealed_bytes - SLAB_LEN);
+    assert_fits(&container);
+    drop(container);
+    // Sealing makes it anew.
+    let container = open(&disk);
+    let volume = container.seal("golden").unwrap();
+    assert_eq!(run(&container, volume), (SealEnd::Done, SLAB_LEN));
+    assert_eq!(counts(&container, "ci"), before);
+    assert_clean(&disk, container);
+}
