@@ -90,6 +90,7 @@ fn verbs(scratch: &Scratch) -> Vec<(&'static str, Vec<String>)> {
         ("snapshot", words(&["golden", "ci-2"])),
         ("refresh", words(&["ci-1", "--source", "golden"])),
         ("hydrate", words(&["ci-1"])),
+        ("split", words(&["ci-1"])),
         ("job list", words(&[])),
         ("job wait", words(&[])),
         ("job pause", words(&["hydrate-1"])),
@@ -558,7 +559,8 @@ fn a_copy_becomes_real_by_a_daemons_job_or_by_the_command_itself() {
     drop(pitstop.run::<&str>("job wait", &[]));
     assert_eq!((state("ci-1"), state("ci-2")), ("real".to_owned(), "virtual".to_owned()));
     pitstop.run("delete", &["golden"]);
-    assert_eq!(pitstop.run("refresh", &["ci-2", "--source", "ci-1", "--hydrate", "--wait"]), "ci-2: real\n");
+    let line = pitstop.run("refresh", &["ci-2", "--source", "ci-1", "--hydrate", "--wait"]);
+    assert!(line.starts_with("ci-2: real, copied "), "{line}");
     daemon.stop();
     for name in ["ci-1", "ci-2"] {
         let target = scratch.file("hydrated.raw");
@@ -657,6 +659,37 @@ fn volumes_in_use_are_compared_and_exported_through_their_daemon() {
     // The copies have gone, whatever came out.
     assert_eq!(names(), before);
     daemon.stop();
+    pitstop.assert_clean();
+}
+
+// req: R11, R16, R18; rules: REL-1, REL-2, CTL-100 to CTL-102
+#[test]
+fn relations_are_the_same_through_a_daemon() {
+    let scratch = Scratch::new("cli-relations");
+    let pitstop = small_container(&scratch);
+    for served in [false, true] {
+        let daemon = served.then(|| Pitstopd::serve(&scratch, pitstop.container(), &[]));
+        for round in 0..2 {
+            let line = pitstop.run("refresh", &["ci-1", "--source", "golden", "--hydrate", "--wait"]);
+            let copies_all = round == 0;
+            assert!(line.starts_with("ci-1: real, copied "), "{line}");
+            assert_eq!(line.contains("copied 0 B"), !copies_all, "{line}");
+            let info = pitstop.json("info", &["ci-1"]);
+            assert_eq!((&info["relation"]["state"], &info["relation"]["tracked"]), (&"real".into(), &true.into()));
+            assert_eq!(info["differences"]["to-secondary-bytes"], 0);
+        }
+        let line = pitstop.run("split", &["ci-1"]);
+        assert!(line.starts_with("ci-1: ") && line.ends_with(", split\n"), "{line}");
+        for text in [pitstop.run::<&str>("list", &[]), pitstop.run("info", &["ci-1"]), pitstop.run::<&str>("tree", &[])]
+        {
+            assert!(text.contains("split"), "{text}");
+        }
+        assert_says(&pitstop.fails("split", &["ci-1"]), &["has no relation"]);
+        assert_says(&pitstop.fails("split", &["golden"]), &["has no relation"]);
+        if let Some(daemon) = daemon {
+            daemon.stop();
+        };
+    }
     pitstop.assert_clean();
 }
 

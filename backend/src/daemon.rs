@@ -433,6 +433,11 @@ impl Daemon {
         Ok(self.container().rename_volume(name, new_name)?)
     }
 
+    /// Ends a volume's relation to the one that it is a copy of; guests go on.
+    pub(crate) fn split(&self, name: &str) -> Result<VolumeInfo> {
+        Ok(self.container().split(name)?)
+    }
+
     /// Makes `new_name` a copy of `source` as it is at this instant; guests go on.
     pub(crate) fn snapshot(&self, source: &str, new_name: &str) -> Result<VolumeInfo> {
         let copy = self.container().snapshot(source, new_name)?;

@@ -304,3 +304,47 @@ fn a_job_that_lacks_space_waits_for_it() {
     assert!(place.read_volume("ci") == golden_bytes(), "the volume differs from its source");
     assert_clean(&place);
 }
+
+/// Refreshes `target` from `source` and makes it real; returns what was copied and what adopted.
+fn copy_again(qmp: &mut Qmp, target: &str, source: &str) -> (u64, u64) {
+    qmp.order("x-pitstop-refresh", json!({"name": target, "source": source, "force": true}));
+    qmp.order("x-pitstop-volume-hydrate", json!({"name": target}));
+    wait_until("the copy is real", || state(qmp, target) == "real");
+    let volumes = qmp.order("x-pitstop-query-volumes", json!({"name": target}));
+    let moved = &volumes[0]["relation"]["moved"];
+    (moved["copied-bytes"].as_u64().unwrap(), moved["adopted-bytes"].as_u64().unwrap())
+}
+
+/// R14, R16; REL-2, REL-5, REL-7
+#[test]
+fn a_pair_is_copied_there_and_back_and_only_what_guests_wrote_moves() {
+    let place = place();
+    let (daemon, mut qmp) = serve(&place, &["golden", "ci"]);
+    assert_eq!(copy_again(&mut qmp, "ci", "golden"), (VOLUME_LEN, 0));
+    let mut golden = golden_bytes();
+    for round in 0..4u8 {
+        let (target, source) = if round % 2 == 0 { ("ci", "golden") } else { ("golden", "ci") };
+        // A guest of the source changes one block; one of the target much, which is given up.
+        let at = u64::from(round) * MIB + 4096;
+        golden[at as usize..at as usize + 4096].fill(round);
+        let mut client = Client::connect(&place.path(source), Style::PLAIN);
+        client.write(at, &[round; 4096]);
+        drop(client);
+        let mut client = Client::connect(&place.path(target), Style::PLAIN);
+        client.write(2 * MIB, &vec![0xee; MIB as usize]);
+        drop(client);
+        let idle = |qmp: &mut Qmp| qmp.order("query-jobs", json!({})).as_array().unwrap().is_empty();
+        wait_until("merges have ended", || idle(&mut qmp));
+        let (copied, adopted) = copy_again(&mut qmp, target, source);
+        assert_eq!((copied, adopted), (4096, VOLUME_LEN - 4096), "round {round}");
+        let mut client = Client::connect(&place.path(target), Style::PLAIN);
+        for (at, expected) in (0..VOLUME_LEN).step_by(64 << 10).zip(golden.chunks(64 << 10)) {
+            assert!(client.read(at, expected.len()) == expected, "round {round}, {at:#x}");
+        }
+    }
+    assert!(daemon.terminate().success());
+    for name in ["golden", "ci"] {
+        assert!(place.read_volume(name) == golden, "{name}");
+    }
+    assert_clean(&place);
+}

@@ -156,6 +156,12 @@ pub enum Error {
         /// The volume's id.
         volume: VolumeId,
     },
+    /// The volume is no copy of another, or its relation to that was ended.
+    #[error("volume '{name}' has no relation to another volume; `pitstop list` shows which have")]
+    NoRelation {
+        /// The volume.
+        name: String,
+    },
     /// More layers would change at once than the journal can hold.
     #[error(
         "volume '{name}' stands on {layers} layers, and this container's journal can change {most} at once; wait until \

@@ -27,6 +27,7 @@ COMMANDS = {
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-volume-set", "x-pitstop-snapshot",
     "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "x-pitstop-volume-seal",
+    "x-pitstop-split",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
 
@@ -89,6 +90,10 @@ async def volumes(client, watcher):
     refresh = await client.execute("x-pitstop-refresh", {"source": "golden", "name": "qmp-ci"})
     assert refresh["volume"]["origin"]["name"] == "golden" and refresh["elapsed-us"] >= 0, refresh
     assert await next_event(watcher, "X_PITSTOP_VOLUME_REFRESHED") == {"name": "qmp-ci", "source": "golden"}
+    split = await client.execute("x-pitstop-split", {"name": "qmp-ci"})
+    assert split["volume"]["relation"]["state"] == "split", split
+    assert await next_event(watcher, "X_PITSTOP_VOLUME_SPLIT") == {"name": "qmp-ci"}
+    await expect_error(client, "GenericError", "no relation", "x-pitstop-split", name="qmp-ci")
     step = await client.execute("x-pitstop-map", {"name": "qmp-ci"})
     assert sum(range["length"] for range in step["ranges"]) == (step["next"] or step["size-bytes"]), step
     piece = await client.execute("x-pitstop-read", {"name": "qmp-ci", "start": 0, "length": 3 * 512})

@@ -31,6 +31,12 @@ pub(crate) struct JobView {
     pub(crate) rate: u64,
     #[serde(rename = "x-pitstop-waits-for-space", default)]
     pub(crate) waits_for_space: bool,
+    /// Bytes that were copied for it since the container was opened.
+    #[serde(rename = "x-pitstop-copied", default)]
+    pub(crate) copied: u64,
+    /// Bytes that were taken over where they lay.
+    #[serde(rename = "x-pitstop-adopted", default)]
+    pub(crate) adopted: u64,
 }
 
 impl JobView {
@@ -82,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_job_has_the_members_that_the_daemon_gives() {
-        let text = r#"{"id":"hydrate-7","type":"hydrate","status":"paused","current-progress":1,"total-progress":2,"error":"bad","x-pitstop-volume":"v","x-pitstop-speed":3,"x-pitstop-rate":0,"x-pitstop-waits-for-space":true}"#;
+        let text = r#"{"id":"hydrate-7","type":"hydrate","status":"paused","current-progress":1,"total-progress":2,"error":"bad","x-pitstop-volume":"v","x-pitstop-speed":3,"x-pitstop-rate":0,"x-pitstop-waits-for-space":true,"x-pitstop-copied":4,"x-pitstop-adopted":5}"#;
         let job: JobView = crate::view::view(serde_json::from_str(text).unwrap()).unwrap();
         assert_eq!(serde_json::to_string(&job).unwrap(), text);
         assert!(job.is_paused() && !job.is_over() && !job.is_upkeep());

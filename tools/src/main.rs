@@ -117,6 +117,17 @@ enum Verb {
         /// Its new name
         new_name: String,
     },
+    /// End the relation of a copy to its source; both keep their contents
+    ///
+    /// A copy that was hydrated remembers what it has in common with its source, so that copying again, in either direction,
+    /// moves only what differs. What is kept for that is given up; what the copy still reads from its source stays shared.
+    #[command(after_help = "Example:\n  pitstop split disks.pit ci-1")]
+    Split {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        #[command(flatten)]
+        show: Show,
+    },
     /// Delete a volume; copies made from it keep their contents
     #[command(after_help = "Example:\n  pitstop delete disks.pit ci-1")]
     Delete {
@@ -561,6 +572,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             verbs::set::run(&volume.container, &volume.name, change, verify, show.output)?;
         }
         Verb::Rename { volume, new_name } => verbs::rename::run(&volume.container, &volume.name, &new_name)?,
+        Verb::Split { volume, show } => verbs::split::run(&volume.container, &volume.name, show.output)?,
         Verb::Delete { volume } => verbs::delete::run(&volume.container, &volume.name)?,
         Verb::List(look) => verbs::list::run(&look.container, look.name.as_deref(), look.show.output)?,
         Verb::Info(look) => verbs::info::run(&look.container, look.name.as_deref(), look.show.output)?,

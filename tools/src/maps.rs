@@ -121,6 +121,21 @@ pub(crate) struct DiffCountsView {
     pub(crate) bytes: u64,
     pub(crate) changed_in_a_bytes: u64,
     pub(crate) changed_in_b_bytes: u64,
+    /// Data of the first volume, and of the second.
+    #[serde(default)]
+    pub(crate) a_data_bytes: u64,
+    #[serde(default)]
+    pub(crate) b_data_bytes: u64,
+}
+
+/// How a copy and its source differ: what copying would move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Differences {
+    /// From the source to the copy.
+    pub(crate) to_secondary_bytes: u64,
+    /// From the copy to the source.
+    pub(crate) to_primary_bytes: u64,
 }
 
 /// A step of a difference.
@@ -154,6 +169,8 @@ impl DiffTotals {
         sum.bytes += more.bytes;
         sum.changed_in_a_bytes += more.changed_in_a_bytes;
         sum.changed_in_b_bytes += more.changed_in_b_bytes;
+        sum.a_data_bytes += more.a_data_bytes;
+        sum.b_data_bytes += more.b_data_bytes;
         (self.a_size_bytes, self.b_size_bytes) = (step.a_size_bytes, step.b_size_bytes);
     }
 }

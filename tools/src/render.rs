@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::jobs::{JobView, percent};
-use crate::maps::{DiffTotals, MapTotals};
+use crate::maps::{DiffTotals, Differences, MapTotals};
 use crate::size::human;
 use crate::view::{
-    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, OriginView, SealingView, SeverityView,
-    StateView, Verdict, VolumeView,
+    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, MovedView, OriginView, RelationStateView,
+    RelationView, SealingView, SeverityView, StateView, Verdict, VolumeView,
 };
 
 /// The finding of data that is not what was sealed (`spec/check.md`).
@@ -79,7 +79,7 @@ pub(crate) fn volume_table(volumes: &[VolumeView]) -> String {
             None => ("-".to_owned(), "-".to_owned()),
         };
         let (size, own) = (human(volume.size_bytes), human(volume.allocated_bytes));
-        rows.push([printable(&volume.name), size, own, state(volume), source, as_of]);
+        rows.push([printable(&volume.name), size, own, state_and_split(volume), source, as_of]);
     }
     table(&rows, &[1, 2])
 }
@@ -90,6 +90,9 @@ pub(crate) fn volume_line(volume: &VolumeView) -> String {
     let mut text = format!("{name}: {}", human(volume.size_bytes));
     if let Some(OriginView { name: source, instant_unix_ns, .. }) = &volume.origin {
         text.push_str(&format!(", copy of {} as of {}", printable(source), instant(*instant_unix_ns)));
+    }
+    if is_split(volume) {
+        text.push_str(", split");
     }
     if volume.durability == DurabilityView::None {
         text.push_str(", durability none");
@@ -143,7 +146,12 @@ pub(crate) fn container_block(container: &ContainerView, holder: Option<&str>) -
 }
 
 /// `pitstop info` of a volume, with the layers that a read may look through, head first.
-pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[LayerView]) -> String {
+pub(crate) fn volume_block(
+    volume: &VolumeView,
+    map: &MapTotals,
+    differences: Option<Differences>,
+    layers: &[LayerView],
+) -> String {
     let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
     let mut lines = vec![
         ("name", printable(&volume.name)),
@@ -154,6 +162,9 @@ pub(crate) fn volume_block(volume: &VolumeView, map: &MapTotals, layers: &[Layer
     if let Some(origin) = &volume.origin {
         lines.push(("copy of", printable(&origin.name)));
         lines.push(("as of", instant(origin.instant_unix_ns)));
+    }
+    if let Some(relation) = &volume.relation {
+        lines.extend(relation_lines(relation, differences));
     }
     lines.extend([
         ("state", state(volume)),
@@ -350,6 +361,43 @@ pub(crate) fn state(volume: &VolumeView) -> String {
         (StateView::Real, _) => "real".to_owned(),
     };
     if volume.undefined { format!("{state}, undefined") } else { state }
+}
+
+/// Whether the volume is a copy of another, and its relation to that has ended.
+fn is_split(volume: &VolumeView) -> bool {
+    volume.relation.as_ref().is_some_and(|relation| relation.state == RelationStateView::Split)
+}
+
+/// How a volume's state is called, and whether its relation has ended.
+pub(crate) fn state_and_split(volume: &VolumeView) -> String {
+    state(volume) + if is_split(volume) { ", split" } else { "" }
+}
+
+/// What a hydration has moved.
+pub(crate) fn moved(moved: MovedView) -> String {
+    format!("copied {}, adopted {}", human(moved.copied_bytes), human(moved.adopted_bytes))
+}
+
+/// What `pitstop info` says of a relation.
+fn relation_lines(relation: &RelationView, differences: Option<Differences>) -> Vec<(&'static str, String)> {
+    let exact = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
+    let word = match (relation.state, relation.tracked) {
+        (RelationStateView::Split, _) => "split",
+        (_, true) => "tracked: copying again moves only what differs",
+        (_, false) => "not tracked: copying again moves everything",
+    };
+    let mut lines = vec![("relation", word.to_owned())];
+    if let Some(last) = relation.moved {
+        lines.push(("last hydrated", moved(last)));
+    }
+    if relation.kept_bytes > 0 {
+        lines.push(("kept for it", exact(relation.kept_bytes)));
+    }
+    if let Some(Differences { to_secondary_bytes, to_primary_bytes }) = differences {
+        lines.push(("new in source", exact(to_secondary_bytes)));
+        lines.push(("new in copy", exact(to_primary_bytes)));
+    }
+    lines
 }
 
 /// Lines of `name: value`, values under one another.

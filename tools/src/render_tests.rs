@@ -18,6 +18,7 @@ pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> V
         undefined: false,
         verify: Verify::Off,
         sealing: None,
+        relation: None,
         origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
             volume,
             name: name.to_owned(),
@@ -64,7 +65,7 @@ fn a_volume_is_shown_with_its_layers() {
     };
     let map = MapTotals { size_bytes: 20 << 30, counts, valid_percent: 95 };
     assert_eq!(
-        volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &map, &[layer, below]),
+        volume_block(&volume(2, "ci-1", Some((1, "golden", 0))), &map, None, &[layer, below]),
         "name:     ci-1\n\
          uuid:     00000000-0000-4000-8000-000000000002\n\
          size:     20 GiB (21474836480 bytes)\n\
@@ -195,6 +196,8 @@ fn jobs_are_a_table_with_percent_and_rate() {
         speed: 0,
         rate: 0,
         waits_for_space: false,
+        copied: 0,
+        adopted: 0,
     };
     let jobs = [
         JobView { rate: 118 << 20, speed: 200 << 20, ..job("hydrate-17", "hydrate", Some("ci-1")) },

@@ -120,6 +120,42 @@ pub(crate) struct OriginView {
     pub(crate) instant_unix_ns: i64,
 }
 
+/// How a volume stands to the one that it is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct RelationView {
+    pub(crate) state: RelationStateView,
+    /// A refresh, in either direction, moves only what differs.
+    pub(crate) tracked: bool,
+    /// Bytes of the file that are kept for it alone.
+    pub(crate) kept_bytes: u64,
+    /// What the last hydration has moved.
+    pub(crate) moved: Option<MovedView>,
+}
+
+/// The state of a relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RelationStateView {
+    /// The copy is virtual.
+    Virtual,
+    /// The copy is being made real.
+    Hydrating,
+    /// The copy is real.
+    Real,
+    /// It was ended, or the source is gone.
+    Split,
+}
+
+/// What a hydration has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct MovedView {
+    pub(crate) copied_bytes: u64,
+    /// Taken over where they lay.
+    pub(crate) adopted_bytes: u64,
+}
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +166,8 @@ pub(crate) struct VolumeView {
     pub(crate) size_bytes: u64,
     pub(crate) created_unix_ns: i64,
     pub(crate) origin: Option<OriginView>,
+    /// How it stands to its origin, if it has one.
+    pub(crate) relation: Option<RelationView>,
     pub(crate) state: StateView,
     /// How far it has been hydrated, while it is.
     pub(crate) hydration: Option<HydrationView>,

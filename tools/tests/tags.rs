@@ -66,7 +66,7 @@ fn what_was_imported_is_sealed_and_damage_is_neither_exported_nor_copied() {
     let mut damaged = block.to_vec();
     damaged[77] ^= 8;
     flip(&pit, &damaged);
-    assert_eq!(pit.ok(&["hydrate", "disks.pit", "ci"]), "ci: real\n");
+    assert_eq!(pit.ok(&["hydrate", "disks.pit", "ci"]), "ci: real, copied 4 MiB, adopted 0 B\n");
     pit.ok(&["delete", "disks.pit", "golden"]);
     assert_eq!(pit.json(&["info", "disks.pit", "ci"])["map"]["sealed-bytes"], LEN);
     pit.ok(&["check", "disks.pit", "--data"]);

@@ -57,7 +57,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 29] = [
+const COMMANDS: [(&str, Handler); 30] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -81,6 +81,7 @@ const COMMANDS: [(&str, Handler); 29] = [
     ("x-pitstop-read", read),
     ("x-pitstop-refresh", refresh),
     ("x-pitstop-snapshot", snapshot),
+    ("x-pitstop-split", split),
     ("x-pitstop-volume-create", volume_create),
     ("x-pitstop-volume-delete", volume_delete),
     ("x-pitstop-volume-hydrate", jobs::hydrate),
@@ -423,6 +424,15 @@ fn refresh(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let result = timed(&volume, started)?;
     context.hub.broadcast("X_PITSTOP_VOLUME_REFRESHED", json!({"name": volume.name, "source": source}));
     Ok(Done::Return(result))
+}
+
+/// Ends a volume's relation to its origin (CTL-100).
+fn split(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let name = args.string("name")?;
+    args.finish()?;
+    let volume = context.target.split(&name).map_err(as_typed)?;
+    context.hub.broadcast("X_PITSTOP_VOLUME_SPLIT", json!({"name": volume.name}));
+    Ok(Done::Return(json!({"volume": to_value(&volume)?})))
 }
 
 /// The result of a point-in-time command: the volume as it is now, and how long the daemon took.

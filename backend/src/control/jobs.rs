@@ -21,6 +21,8 @@ fn object(job: JobStatus) -> Value {
         "x-pitstop-speed": job.speed,
         "x-pitstop-rate": job.rate,
         "x-pitstop-waits-for-space": job.waits_for_space,
+        "x-pitstop-copied": job.progress.moved.copied_bytes,
+        "x-pitstop-adopted": job.progress.moved.adopted_bytes,
     });
     if let (Some(error), Some(members)) = (job.error, object.as_object_mut()) {
         members.insert("error".to_owned(), error.into());

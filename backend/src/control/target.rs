@@ -60,6 +60,8 @@ pub(crate) trait Target: Send + Sync {
     fn snapshot_group(&self, copies: &[NewCopy]) -> Result<Vec<VolumeInfo>>;
     /// Makes `target` a copy of `source` as it is now.
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo>;
+    /// Ends a volume's relation to the one that it is a copy of.
+    fn split(&self, name: &str) -> Result<VolumeInfo>;
     /// Asks the daemon to end; returns at once, and [`Event::Shutdown`] goes to the subscribers.
     fn request_shutdown(&self);
     /// Every event from now on.
@@ -135,6 +137,10 @@ impl Target for Daemon {
 
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo> {
         Ok(self.refresh(target, source, when_connected)?)
+    }
+
+    fn split(&self, name: &str) -> Result<VolumeInfo> {
+        Ok(self.split(name)?)
     }
 
     fn request_shutdown(&self) {

@@ -84,8 +84,8 @@ impl Work for Hydrate {
     }
 
     fn look(&self) -> Option<Progress> {
-        let Hydration { volume, copied_bytes, total_bytes, .. } = self.find()?;
-        Some(Progress { volume: Some(volume), current_bytes: copied_bytes, total_bytes })
+        let Hydration { volume, copied_bytes, total_bytes, moved, .. } = self.find()?;
+        Some(Progress { volume: Some(volume), current_bytes: copied_bytes, total_bytes, moved })
     }
 
     fn step(&self, budget_bytes: u64) -> Step {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use pitstop_format::{
-    Container, Error as FormatError, HydrateWait, SealEnd, SealStep, Sealing, Verify, VolumeId, VolumeInfo,
+    Container, Error as FormatError, HydrateWait, Moved, SealEnd, SealStep, Sealing, Verify, VolumeId, VolumeInfo,
 };
 
 use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
@@ -96,7 +96,7 @@ impl Work for Seal {
 
     fn look(&self) -> Option<Progress> {
         let Sealing { volume, passed_bytes, total_bytes, .. } = self.container.sealing(self.volume)?;
-        Some(Progress { volume: Some(volume), current_bytes: passed_bytes, total_bytes })
+        Some(Progress { volume: Some(volume), current_bytes: passed_bytes, total_bytes, moved: Moved::default() })
     }
 
     fn step(&self, budget_bytes: u64) -> Step {

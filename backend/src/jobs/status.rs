@@ -2,7 +2,7 @@
 //!
 //! Texts are QEMU's as far as QEMU has them (CTL-81). Does not: know the jobs.
 
-use pitstop_format::{BackgroundKind, BackgroundWork};
+use pitstop_format::{BackgroundKind, BackgroundWork, Moved};
 
 use super::state::{JobState, Verb};
 use super::work::{JobKind, Progress};
@@ -83,7 +83,12 @@ pub(super) fn upkeep(work: &BackgroundWork) -> JobStatus {
         BackgroundKind::Merge(layer) => (format!("merge-{layer}"), JobKind::Merge),
         BackgroundKind::Reclaim => (JobKind::Reclaim.word().to_owned(), JobKind::Reclaim),
     };
-    let progress = Progress { volume: None, current_bytes: work.passed_bytes, total_bytes: work.total_bytes };
+    let progress = Progress {
+        volume: None,
+        current_bytes: work.passed_bytes,
+        total_bytes: work.total_bytes,
+        moved: Moved::default(),
+    };
     let (state, waits_for_space, error) = (JobState::Running, false, None);
     JobStatus { id, kind, state, progress, speed: 0, rate: 0, waits_for_space, error }
 }

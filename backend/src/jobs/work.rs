@@ -3,6 +3,8 @@
 //! Invariant: a piece of work may be looked at and given orders from any thread while a step of it is under way in
 //! another. Does not: decide when steps happen (`turns`), or how fast (`pace`).
 
+use pitstop_format::Moved;
+
 /// A kind of job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum JobKind {
@@ -37,6 +39,8 @@ pub(crate) struct Progress {
     pub(crate) current_bytes: u64,
     /// Bytes to do, those done included; may change as guests write.
     pub(crate) total_bytes: u64,
+    /// What it has moved since the container was opened.
+    pub(crate) moved: Moved,
 }
 
 /// What a step came to.

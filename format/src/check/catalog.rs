@@ -6,10 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::copies::wrong_copies;
-use super::finding::{COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, UNREACHED_LAYER};
+use super::finding::{
+    COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, RELATION, SECOND_RELATION, UNREACHED_LAYER,
+};
 use super::metadata::Metadata;
+use super::relations::wrong_relations;
 use crate::error::Place;
-use crate::layout::slot::{Durability, LayerKind, LayerRecord, Slot, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, RelationRecord, Slot, VolumeRecord};
 use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
 
 /// The objects of the catalog, by id.
@@ -17,8 +20,13 @@ use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
 pub(super) struct Catalog<'a> {
     volumes: Vec<(SlotNo, &'a VolumeRecord)>,
     pub(super) layers: BTreeMap<LayerId, (SlotNo, &'a LayerRecord)>,
-    /// Frozen layers that no volume reaches.
+    relations: Vec<(SlotNo, &'a RelationRecord)>,
+    /// Frozen layers that neither a volume nor a relation reaches.
     pub(super) unreached: BTreeSet<LayerId>,
+}
+
+fn next_id(metadata: &Metadata) -> u64 {
+    metadata.counters.map_or(u64::MAX, |counters| counters.next_id)
 }
 
 fn place(slot: SlotNo) -> String {
@@ -35,6 +43,7 @@ impl<'a> Catalog<'a> {
         catalog.check_volumes(report);
         catalog.check_parents(report);
         catalog.check_copies(metadata.blind, report);
+        catalog.check_relations(next_id(metadata), report);
         catalog.check_reach(metadata.blind, report);
         catalog
     }
@@ -51,7 +60,7 @@ impl<'a> Catalog<'a> {
     }
 
     fn collect(&mut self, metadata: &'a Metadata, report: &mut CheckReport) {
-        let next_id = metadata.counters.map_or(u64::MAX, |counters| counters.next_id);
+        let next_id = next_id(metadata);
         if metadata.counters.is_some_and(|_| next_id == 0 || next_id > MAX_NEXT_ID) {
             report.add(ID, place(SlotNo(0)), format!("the next id {next_id} is not from 1 to 2^63"), "LAY-1");
         }
@@ -65,6 +74,10 @@ impl<'a> Catalog<'a> {
                 Some(Slot::Layer(record)) => {
                     self.layers.entry(record.id).or_insert((number, record));
                     record.id.0
+                }
+                Some(Slot::Relation(record)) => {
+                    self.relations.push((number, record));
+                    continue;
                 }
                 Some(Slot::Free | Slot::Container(_)) | None => continue,
             };
@@ -156,10 +169,28 @@ impl<'a> Catalog<'a> {
         }
     }
 
+    fn check_relations(&self, next_id: u64, report: &mut CheckReport) {
+        for &(number, relation) in &self.relations {
+            let ids = relation.volumes.into_iter().flat_map(|pair| [pair.secondary, pair.primary]);
+            for id in ids.filter(|id| id.0 >= next_id) {
+                let message = format!("a relation of volume {id}, which is to come");
+                report.add(RELATION, place(number), message, "LAY-1");
+            }
+        }
+        let layer = |id| self.layers.get(&id).map(|(_, record)| *record);
+        let (wrong, second) = wrong_relations(self.relations.iter().copied(), layer);
+        for (kind, complaints) in [(RELATION, wrong), (SECOND_RELATION, second)] {
+            for (number, (message, rule)) in complaints {
+                report.add(kind, place(number), message, rule);
+            }
+        }
+    }
+
     fn check_reach(&mut self, blind: bool, report: &mut CheckReport) {
         let mut reached = HashSet::new();
-        for (_, volume) in &self.volumes {
-            let mut next = Some(volume.head);
+        let heads = self.volumes.iter().map(|(_, volume)| volume.head);
+        for first in heads.chain(self.relations.iter().flat_map(|(_, relation)| relation.pinned())) {
+            let mut next = Some(first);
             while let Some(id) = next.filter(|id| reached.insert(*id)) {
                 next = self.live(id).and_then(|layer| layer.parent);
             }
@@ -170,7 +201,12 @@ impl<'a> Catalog<'a> {
         for (&id, &(number, layer)) in &self.layers {
             if layer.kind.may_be_parent() && !reached.contains(&id) {
                 self.unreached.insert(id);
-                report.add(UNREACHED_LAYER, place(number), format!("no volume uses layer {id}"), "LAY-9");
+                report.add(
+                    UNREACHED_LAYER,
+                    place(number),
+                    format!("neither a volume nor a relation uses layer {id}"),
+                    "LAY-9",
+                );
             }
         }
     }

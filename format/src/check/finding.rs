@@ -169,6 +169,8 @@ kinds! {
     OWNER "CHK-22" Corruption;
     NEEDLESSLY_RESERVED "CHK-23" Leak;
     COPY "CHK-33" Corruption;
+    RELATION "CHK-40" Corruption;
+    SECOND_RELATION "CHK-41" Corruption;
     TAG_RECORD "CHK-60" Corruption;
     TAG_SLAB "CHK-61" Corruption;
     DATA "CHK-62" Corruption;

@@ -11,6 +11,7 @@ mod entries;
 mod finding;
 mod journal;
 mod metadata;
+mod relations;
 pub mod repair;
 mod tags;
 #[cfg(test)]

@@ -14,11 +14,11 @@ use crate::layout::checksum;
 use crate::layout::descriptor::{self, Descriptor};
 use crate::layout::entry::{self, RawEntry};
 use crate::layout::record::{self, Item};
-use crate::layout::slot::{self, LayerKind, LayerRecord, Pace, Slot, VolumeRecord};
+use crate::layout::slot::{self, LayerKind, LayerRecord, Pace, Pair, RelationRecord, Slot, VolumeRecord};
 use crate::layout::superblock::{self, OFFSETS, Superblock};
 use crate::testing::SimDisk;
 use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
-use crate::{Container, CreateOptions, Durability, HydrateStep, OpenMode, VolumeChange, VolumeIo};
+use crate::{Container, CreateOptions, Durability, HydrateEnd, HydrateStep, OpenMode, VolumeChange, VolumeIo};
 
 mod repair;
 mod rules;
@@ -87,6 +87,35 @@ impl Fixture {
         Self::on(disk)
     }
 
+    /// With a relation of ci to golden; if `donor`, ci has been refreshed, and what it had is a donor.
+    fn related(donor: bool) -> Self {
+        let (disk, container) = Self::work();
+        // Leaves a free slot.
+        container.create_volume("gone", SIZE).unwrap();
+        container.create_volume("gone-too", SIZE).unwrap();
+        container.delete_volume("gone").unwrap();
+        container.delete_volume("gone-too").unwrap();
+        container.settle(100).unwrap();
+        let layer = container.hydrate("ci").unwrap().unwrap();
+        while container.hydrate_step(layer, 1 << 20).unwrap() != HydrateStep::Ended(HydrateEnd::Done) {
+            container.maintain().unwrap();
+        }
+        if donor {
+            container.refresh("ci", "golden").unwrap();
+            container.settle(100).unwrap();
+        }
+        container.close().unwrap();
+        Self::on(disk)
+    }
+
+    fn relation(&self) -> (SlotNo, RelationRecord) {
+        let found = self.slots().find_map(|number| match self.slot(number) {
+            Slot::Relation(record) => Some((number, record)),
+            _ => None,
+        });
+        found.unwrap()
+    }
+
     fn uuid(&self) -> Uuid {
         self.superblock.uuid
     }
@@ -133,7 +162,13 @@ impl Fixture {
     }
 
     fn find_slot(&self, wanted: impl Fn(&Slot) -> bool) -> SlotNo {
-        (0..8).map(SlotNo).find(|&number| wanted(&self.slot(number))).unwrap()
+        self.slots().find(|&number| wanted(&self.slot(number))).unwrap()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = SlotNo> {
+        let catalog = self.find_slab(|found| matches!(found, Descriptor::Catalog { .. }));
+        let Descriptor::Catalog { pages, .. } = self.descriptor(catalog) else { panic!("no catalog") };
+        (0..pages.count_ones() * slot::PER_PAGE).map(SlotNo)
     }
 
     fn free_slot(&self) -> SlotNo {
@@ -376,8 +411,12 @@ fn chk_6_unknown_durability_and_flags_of_a_volume() {
         (slot::volume::DURABILITY, 1, true),
         (slot::volume::DURABILITY, 2, false),
         (slot::volume::FLAGS, 1, true),
-        (slot::volume::FLAGS, 2, false),
-        (slot::volume::VERIFY, 1, false),
+        (slot::volume::FLAGS, 2, true),
+        (slot::volume::FLAGS, 4, false),
+        (slot::volume::FLAGS, 8, true),
+        (slot::volume::FLAGS, 16, false),
+        (slot::volume::VERIFY, 1, true),
+        (slot::volume::VERIFY, 2, false),
     ] {
         let fixture = Fixture::closed();
         let (number, record) = fixture.volume("ci");
@@ -669,6 +708,71 @@ fn chk_33_a_copy_layer_that_nobody_can_fill() {
     fixture.edit_layer((at, head), |record| record.parent = Some(id));
     assert_eq!(refused(&fixture), "LAY-40");
     fixture.expect(&["CHK-33"]);
+}
+
+#[test]
+fn chk_40_a_relation_of_what_is_not_there() {
+    for donor in [false, true] {
+        let fixture = Fixture::related(donor);
+        fixture.expect(&[]);
+        let (number, whole) = fixture.relation();
+        let (Some(pair), Some(copy)) = (whole.volumes, whole.copy) else { panic!("{whole:?}") };
+        // What a donor has is nobody's without its relation.
+        let findings = |id| if donor { vec![id, "CHK-12"] } else { vec![id] };
+        let head = fixture.volume("golden").1.head;
+        let Slot::Container(counters) = fixture.slot(SlotNo(0)) else { panic!("no container record") };
+        let to_come = Pair { primary: VolumeId(counters.next_id), ..pair };
+        for (wrong, id) in [
+            (RelationRecord { copy: Some(LayerId(pair.primary.0)), ..whole.clone() }, "CHK-40"),
+            (RelationRecord { copy: Some(head), ..whole.clone() }, "CHK-40"),
+            (RelationRecord { base: None, ..whole.clone() }, "CHK-6"),
+        ] {
+            fixture.put_slot(number, &Slot::Relation(wrong));
+            fixture.expect(&if id == "CHK-6" { vec![id] } else { findings(id) });
+        }
+        for wrong in [
+            RelationRecord { base: Some(head), ..whole.clone() },
+            RelationRecord { volumes: Some(to_come), ..whole.clone() },
+        ] {
+            fixture.put_slot(number, &Slot::Relation(wrong));
+            fixture.expect(&["CHK-40"]);
+        }
+        fixture.put_slot(number, &Slot::Relation(whole.clone()));
+        fixture.edit_layer(fixture.layer(|layer| layer.id == copy), |record| record.parent = whole.base);
+        fixture.expect(&["CHK-40"]);
+    }
+}
+
+#[test]
+fn chk_41_two_relations_of_one_volume() {
+    let fixture = Fixture::related(false);
+    let (_, whole) = fixture.relation();
+    let slot = fixture.free_slot();
+    let other = RelationRecord { copy: whole.base, base: whole.copy, ..whole.clone() };
+    // The layer below is no filled one, but does not stand on another either.
+    fixture.put_slot(slot, &Slot::Relation(other));
+    fixture.expect(&["CHK-41"]);
+    fixture.put_slot(slot, &Slot::Relation(RelationRecord { volumes: None, base: None, ..whole }));
+    fixture.expect(&["CHK-41"]);
+}
+
+// rule: CHK-42 — a repair of leaks leaves relations alone, one of corruption ends them and dooms what they alone kept.
+#[test]
+fn repairs_end_relations_only_where_something_was_damaged() {
+    use super::repair::{Scope, plan};
+    let fixture = Fixture::related(true);
+    let base = fixture.relation().1.base.unwrap();
+    let leaked = Descriptor::Data { layer: base, index: 40, birth: base };
+    fixture.put_descriptor(fixture.free_slab(), leaked);
+    let planned = plan(&*fixture.disk, Scope::All).unwrap();
+    planned.carry_out(&*fixture.disk).unwrap();
+    assert_eq!(fixture.relation().1.base, Some(base));
+    fixture.disk.flip(fixture.entry_offset(base, 0) + 8, 1);
+    fixture.disk.flip(fixture.entry_offset(base, 0) + 9, 1);
+    let planned = plan(&*fixture.disk, Scope::All).unwrap();
+    planned.carry_out(&*fixture.disk).unwrap();
+    assert!(fixture.slots().all(|number| !matches!(fixture.slot(number), Slot::Relation(_))));
+    fixture.expect(&[]);
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl CopyTarget {
     fn check(&self, state: &State) -> Result<usize> {
         match self {
             Self::New(name) => state.check_new_name(name).map(|()| 0),
-            Self::Existing(name) => Ok(1 + state.check_let_go(state.volume_id(name)?)?),
+            Self::Existing(name) => Ok(2 + state.check_let_go(state.volume_id(name)?)?),
         }
     }
 }
@@ -142,6 +142,7 @@ impl Frozen {
             undefined: false,
             verify: Verify::Off,
             sealing: None,
+            split: false,
         };
         let core = Arc::new(VolumeCore::new(&record, head, signal.clone()));
         state.add_volume(record, core);
@@ -157,11 +158,13 @@ impl Frozen {
             record.size = self.size;
             record.origin = Some(self.origin.clone());
             record.undefined = false;
+            record.split = false;
         });
         let core = state.volumes[&id].clone();
         core.switch(head, signal.clone());
         core.touch(state);
         state.let_go(old, id);
+        state.has_been_refreshed(id);
         id
     }
 }

@@ -3,12 +3,14 @@
 //! Role: compares where the two find each block, step by step. Invariant: every byte that differs lies in a range (MAP-34).
 //! Does not: read data, so that blocks which were written with what they held are listed too.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
 use super::Container;
 use super::maps::{Content, List, Listing, Looks, Side, Spot, Spots, placed, same_until};
+use super::relations::Common;
 use crate::error::Result;
 use crate::units::{BlockMask, ChunkNo, LayerId};
 
@@ -50,6 +52,10 @@ pub struct DiffCounts {
     pub changed_in_a_bytes: u64,
     /// Changed in the second volume, or in both.
     pub changed_in_b_bytes: u64,
+    /// Data of the first volume: what copying it to the second would move.
+    pub a_data_bytes: u64,
+    /// Data of the second volume.
+    pub b_data_bytes: u64,
 }
 
 /// A part of the difference of two volumes.
@@ -98,8 +104,9 @@ impl Container {
             [a, b].into_iter().try_for_each(|name| state.defined_volume_id(name).map(drop))?;
         }
         loop {
-            let sides = self.sides(a, b)?;
-            if let Some(step) = self.diff_step(&sides, start, listing, Looks::new(given_up))? {
+            let (sides, common) = self.sides(a, b)?;
+            let same = Same::new(&sides, common);
+            if let Some(step) = self.diff_step(&sides, &same, start, listing, Looks::new(given_up))? {
                 return Ok(step);
             }
         }
@@ -109,6 +116,7 @@ impl Container {
     fn diff_step(
         &self,
         sides: &[Side; 2],
+        same: &Same,
         start: u64,
         listing: Listing,
         mut looks: Looks<'_>,
@@ -134,7 +142,7 @@ impl Container {
                     spots.push((!0, Spot::nowhere(Content::None)));
                 }
             }
-            for (from, to, difference) in placed(&joined(sides, &found), chunk, at, end) {
+            for (from, to, difference) in placed(&joined(sides, same, &found), chunk, at, end) {
                 if let Some(difference) = difference {
                     if !list.push(from, to, difference) {
                         break 'step;
@@ -143,6 +151,8 @@ impl Container {
                     counts.bytes += len;
                     counts.changed_in_a_bytes += if difference.0 == ChangedIn::B { 0 } else { len };
                     counts.changed_in_b_bytes += if difference.0 == ChangedIn::A { 0 } else { len };
+                    counts.a_data_bytes += if difference.1 == Content::Data { len } else { 0 };
+                    counts.b_data_bytes += if difference.2 == Content::Data { len } else { 0 };
                 }
                 at = to;
             }
@@ -161,18 +171,47 @@ impl Container {
     }
 }
 
+/// Where data is the same in both volumes, because a hydration has copied it (REL-2).
+#[derive(Default)]
+struct Same {
+    secondary: usize,
+    copy: Option<LayerId>,
+    /// The layer that was copied from, and those below it.
+    bases: HashSet<LayerId>,
+}
+
+impl Same {
+    fn new(sides: &[Side; 2], common: Option<Common>) -> Self {
+        common.map_or_else(Self::default, |Common { secondary, copy, base }| {
+            let bases = sides[1 - secondary].chain_below(base);
+            Self { secondary, copy: Some(copy), bases }
+        })
+    }
+
+    fn is_it(&self, spots: [&Spot; 2]) -> bool {
+        let (copy, base) = (spots[self.secondary], spots[1 - self.secondary]);
+        copy.layer.is_some()
+            && copy.layer == self.copy
+            && [copy.content, base.content] == [Content::Data; 2]
+            && base.layer.is_some_and(|layer| self.bases.contains(&layer))
+    }
+}
+
 /// In what the blocks of a chunk may differ.
-fn joined(sides: &[Side; 2], [a, b]: &[Spots; 2]) -> Vec<(BlockMask, Option<Difference>)> {
+fn joined(sides: &[Side; 2], same: &Same, [a, b]: &[Spots; 2]) -> Vec<(BlockMask, Option<Difference>)> {
     let mut joined = Vec::with_capacity(a.len() + b.len());
     for (mask_a, of_a) in a {
         let both = b.iter().map(|(mask_b, of_b)| (mask_a & mask_b, of_b)).filter(|(mask, _)| *mask != 0);
-        joined.extend(both.map(|(mask, of_b)| (mask, difference(sides, of_a, of_b))));
+        joined.extend(both.map(|(mask, of_b)| (mask, difference(sides, same, of_a, of_b))));
     }
     joined
 }
 
 /// What may differ between two blocks (MAP-34, MAP-35).
-fn difference([a, b]: &[Side; 2], of_a: &Spot, of_b: &Spot) -> Option<Difference> {
+fn difference([a, b]: &[Side; 2], same: &Same, of_a: &Spot, of_b: &Spot) -> Option<Difference> {
+    if same.is_it([of_a, of_b]) {
+        return None;
+    }
     let is_shared = |layer| a.has(layer) && b.has(layer);
     let (shared_a, shared_b) = (of_a.layer.is_some_and(is_shared), of_b.layer.is_some_and(is_shared));
     // Two layers that both have are one in the middle of a merge.

@@ -9,13 +9,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::adopt::Adoption;
 use super::maps::same_until;
 use super::pieces::{Move, Piece, look, reads, writes};
 use super::state::{HOME_PAGES_MAX, State};
 use super::{Container, Shared};
-use crate::alloc::Grace;
+use crate::alloc::{Allocator, Grace};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, PageLoad};
+use crate::layout::slot::Moved;
 use crate::units::{ChunkNo, LayerId, SLAB_LEN, SlabNo};
 
 /// Bytes that are read, then written, at once.
@@ -63,6 +65,9 @@ pub(crate) struct Fill {
     pub(super) is_under_way: bool,
     /// Requests of this grace period and before may not know yet what the child has.
     period: Option<u64>,
+    /// What a donor has comes first.
+    pub(super) adoption: Adoption,
+    pub(super) moved: Moved,
 }
 
 /// A step under way on a copy layer; nobody else fills it, and reclaim and merges leave it alone.
@@ -159,6 +164,9 @@ impl Container {
             Filling { shared: &self.shared, layer: state.layers[&layer].clone() }
         };
         if let Some(step) = self.end_if_own(layer)? {
+            return Ok(step);
+        }
+        if let Some(step) = self.adopt_slabs(&filling.layer)? {
             return Ok(step);
         }
         let mut effort = Effort { budget_bytes: budget_bytes.max(1), copied_bytes: 0, looks: 0 };
@@ -335,6 +343,9 @@ impl Container {
         state.wake_all();
         if written {
             state.note_passed(layer.id, next);
+            if let Some(fill) = state.fills.get_mut(&layer.id).filter(|_| is_copy) {
+                fill.moved.copied_bytes += pieces.iter().map(Piece::len_bytes).sum::<u64>();
+            }
         }
         let behind = state.is_behind();
         drop(state);
@@ -354,18 +365,17 @@ impl Container {
                 return Ok(HydrateStep::Ended(HydrateEnd::Cancelled));
             };
             // A reader that looked at the child before a guest wrote a block there would find zeros below it (LAY-33).
-            let period = *fill.period.get_or_insert_with(|| {
-                let ended = self.shared.grace.swap(Arc::new(Grace));
-                let period = state.alloc.period();
-                state.alloc.end_period(&ended);
-                period
-            });
+            let period = *fill.period.get_or_insert_with(|| self.shared.end_period(&mut state.alloc));
             if !state.alloc.is_over(period) {
                 return Ok(HydrateStep::Blocked(HydrateWait::Others));
             }
         }
         let step = {
-            let mut state = self.lock_for(|state| Ok(state.slots_of_unlinking()))?;
+            let mut state = match self.lock_for(|state| Ok(state.slots_of_unlinking(1))) {
+                // What is tracked for later is worth a slot, not a failure.
+                Err(Error::NoSpace { .. }) => self.lock_for(|state| Ok(state.slots_of_unlinking(0)))?,
+                state => state?,
+            };
             if !state.is_copy(layer.id) {
                 return Ok(HydrateStep::Ended(HydrateEnd::Cancelled));
             }
@@ -379,6 +389,16 @@ impl Container {
     }
 }
 
+impl Shared {
+    /// Ends the current grace period; returns its number.
+    pub(super) fn end_period(&self, alloc: &mut Allocator) -> u64 {
+        let ended = self.grace.swap(Arc::new(Grace));
+        let period = alloc.period();
+        alloc.end_period(&ended);
+        period
+    }
+}
+
 /// Bytes of which a copy layer shows its parent.
 pub(super) fn bytes_below(layer: &Layer) -> u64 {
     let link = layer.link();
@@ -386,14 +406,14 @@ pub(super) fn bytes_below(layer: &Layer) -> u64 {
 }
 
 /// Why fewer pieces were claimed than there are.
-enum Hindrance {
+pub(super) enum Hindrance {
     Page(PageLoad),
     Space(HydrateWait),
 }
 
 impl Hindrance {
     /// No slab is free: now, or for good.
-    fn of_space(state: &State) -> Self {
+    pub(super) fn of_space(state: &State) -> Self {
         let for_good = state.space.failure.is_some() && state.alloc.limbo_count() == 0;
         Self::Space(if for_good { HydrateWait::NoSpace } else { HydrateWait::Others })
     }

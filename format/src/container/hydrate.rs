@@ -16,7 +16,7 @@ use super::state::State;
 use super::{Container, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
-use crate::layout::slot::{LayerKind, LayerRecord, Pace};
+use crate::layout::slot::{LayerKind, LayerRecord, Moved, Pace};
 use crate::units::{LayerId, SLAB_LEN, VolumeId};
 
 /// Batches of layers that one step makes a volume the owner of.
@@ -42,6 +42,8 @@ pub struct Hydration {
     pub paused: bool,
     /// Bytes a second that the caller should copy at most; 0: as fast as can be.
     pub speed: u64,
+    /// What has been moved since the container was opened.
+    pub moved: Moved,
 }
 
 impl State {
@@ -77,6 +79,7 @@ impl State {
             copied_bytes: passed.max(present).min(total_bytes),
             paused: pace.paused,
             speed: pace.speed,
+            moved: self.fills.get(&record.id).map_or_else(Moved::default, |fill| fill.moved),
         })
     }
 
@@ -150,11 +153,13 @@ impl State {
     /// layer is a frozen one now (LAY-34, LAY-41).
     pub(super) fn unlink_below(&mut self, copy: LayerId) -> bool {
         let layer = self.layers[&copy].clone();
-        let (owner, below) = (self.layer_record(copy).owner, self.layer_record(copy).parent);
+        let LayerRecord { owner, parent: below, parent_limit, .. } = *self.layer_record(copy);
+        // What others use, too, shows for ever what the copy layer has now.
+        let base = below.filter(|&below| parent_limit > 0 && self.child_count(below) > 1);
         // Nothing of the parent shows from here on, whatever the parent is.
         self.update_layer(copy, |record| (record.parent, record.parent_limit) = (None, 0));
         let rest = match self.doom_unused(below, self.most_doomed()) {
-            Some(rest) if self.child_count(rest) == 0 => Some(rest),
+            Some(rest) if self.is_unused(rest) => Some(rest),
             used => owner.and_then(|owner| self.disown_some(used, owner)),
         };
         let parent = rest.and_then(|rest| self.layers.get(&rest).cloned());
@@ -163,6 +168,10 @@ impl State {
             Some(_) => record.parent = rest,
             None => record.end_copy(),
         });
+        if let (None, Some(owner), Some(base)) = (rest, owner, base) {
+            let moved = self.fills.get(&copy).map_or_else(Moved::default, |fill| fill.moved);
+            self.track(owner, copy, base, moved);
+        }
         rest.is_none()
     }
 
@@ -186,9 +195,9 @@ impl State {
         None
     }
 
-    /// Catalog slots that one batch of a hydration's end changes at most.
-    pub(super) fn slots_of_unlinking(&self) -> Slots {
-        Slots { new: 0, changed: 1 + 2 * self.most_doomed() }
+    /// Catalog slots that one batch of a hydration's end changes at most, with `new` for a relation.
+    pub(super) fn slots_of_unlinking(&self, new: usize) -> Slots {
+        Slots { new, changed: 2 + 2 * self.most_doomed() }
     }
 }
 
@@ -260,10 +269,11 @@ impl Container {
             return Ok(Some(HydrateStep::Copied(0)));
         }
         {
-            let mut state = self.lock_for(|_| Ok(Slots { new: 0, changed: 2 }))?;
+            let mut state = self.lock_for(|_| Ok(Slots { new: 0, changed: 3 }))?;
             if !state.is_copy_for(copy, owner) {
                 return Ok(None);
             }
+            state.end_tracking(owner);
             state.give_up_copy(copy);
             self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
         }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::state::State;
 use super::{Container, Hydration, Sealing};
 use crate::error::{Error, Result};
-use crate::layout::slot::{Durability, LayerKind, Slot, Verify};
+use crate::layout::slot::{Durability, LayerKind, Moved, Slot, Verify};
 use crate::units::{BLOCK_LEN, LayerId, SLAB_LEN, VolumeId};
 
 /// A container at a glance.
@@ -78,6 +78,35 @@ pub struct Origin {
     pub instant_unix_ns: i64,
 }
 
+/// How a secondary volume stands to its primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelationState {
+    /// It reads data of others' layers.
+    Virtual,
+    /// It is being made real.
+    Hydrating,
+    /// All of its data is its own.
+    Real,
+    /// The relation was ended, or the primary is gone.
+    Split,
+}
+
+/// The relation of a volume, the secondary, to its origin, the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Relation {
+    /// Where it stands.
+    pub state: RelationState,
+    /// It is known what both had in common when the volume was hydrated: a refresh, in either direction, moves only what
+    /// differs.
+    pub tracked: bool,
+    /// Bytes in slabs that are kept for it alone.
+    pub kept_bytes: u64,
+    /// What the last hydration moved, if it is tracked.
+    pub moved: Option<Moved>,
+}
+
 /// How far a volume has been hydrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -116,6 +145,8 @@ pub struct VolumeInfo {
     pub created_unix_ns: i64,
     /// Where its contents came from, unless it was created empty.
     pub origin: Option<Origin>,
+    /// What became of its relation to the origin, if it has one.
+    pub relation: Option<Relation>,
     /// Virtual, on its way to being real, or real.
     pub state: VolumeState,
     /// How far it has been hydrated, while it is.
@@ -176,6 +207,11 @@ impl State {
         let foreign = chain.iter().any(|&(layer, own)| !own && self.slabs_of(layer) > 0);
         let allocated: u64 = chain.iter().filter(|(_, own)| *own).map(|(layer, _)| self.slabs_of(*layer)).sum();
         let hydration = self.copy_layer(id).and_then(|layer| self.hydration(layer));
+        let state = match &hydration {
+            Some(_) => VolumeState::Hydrating,
+            None if foreign => VolumeState::Virtual,
+            None => VolumeState::Real,
+        };
         VolumeInfo {
             id,
             name: record.name.clone(),
@@ -191,11 +227,8 @@ impl State {
                 },
                 instant_unix_ns: origin.instant_ns,
             }),
-            state: match &hydration {
-                Some(_) => VolumeState::Hydrating,
-                None if foreign => VolumeState::Virtual,
-                None => VolumeState::Real,
-            },
+            relation: self.relation_info(id, state),
+            state,
             hydration: hydration.map(|Hydration { layer, copied_bytes, total_bytes, .. }| Hydrated {
                 layer,
                 copied_bytes,
@@ -284,7 +317,7 @@ impl Container {
                     allocated_bytes: state.slabs_of(record.id) * SLAB_LEN,
                     children: state.child_count(record.id) as u32,
                 }),
-                Slot::Free | Slot::Container(_) | Slot::Volume(_) => None,
+                Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) => None,
             })
             .collect();
         layers.sort_by_key(|layer| layer.id);

@@ -96,7 +96,8 @@ impl Container {
             background.last_commit = Some(Instant::now());
             return Ok(Maintained::Worked);
         }
-        let worked = if self.reclaim(&mut background) { Ok(true) } else { self.merge(&mut background) };
+        let worked =
+            if self.release() || self.reclaim(&mut background) { Ok(true) } else { self.merge(&mut background) };
         self.show(&background);
         Ok(if worked? { Maintained::Worked } else { Maintained::Idle })
     }
@@ -204,6 +205,14 @@ impl Container {
                 .inspect_err(|error| self.shared.fail(format!("sync of home writes failed: {error}")))?;
         }
         Ok(())
+    }
+
+    /// Lets go of what relations keep that have ended; true if there was something to do.
+    fn release(&self) -> bool {
+        let mut state = self.shared.lock();
+        // Each layer's slot is a change of 520 bytes: not more of them at once than a batch should hold.
+        let most = (state.ring.batch_limit() / 520) as usize;
+        state.release_relations(most)
     }
 
     /// Frees slabs of doomed layers; true if there was something to do.

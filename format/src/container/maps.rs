@@ -4,7 +4,7 @@
 //! volume (MAP-33), and covers every byte that it passes (MAP-30, MAP-34). Does not: read data, hold the engine lock while
 //! it looks, or keep anything between two steps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::Container;
 use super::chain::ChainWalk;
+use super::relations::Common;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, PageLoad};
@@ -178,6 +179,12 @@ impl Side {
         self.chain.get(&layer).copied().unwrap_or(false)
     }
 
+    /// The layers of its chain from `first` down; none if that is not one of them.
+    pub(super) fn chain_below(&self, first: LayerId) -> HashSet<LayerId> {
+        let chain = std::iter::successors(Some(self.head.clone()), |layer| layer.parent());
+        chain.map(|layer| layer.id).skip_while(|id| *id != first).collect()
+    }
+
     /// Whether the layer is in the volume's chain.
     pub(super) fn has(&self, layer: LayerId) -> bool {
         self.chain.contains_key(&layer)
@@ -255,14 +262,16 @@ impl Container {
         Ok(slabs.into_iter().zip(tags).map(|(slab, tags)| (slab, tags.map_or(0, |tags| tags.mask))).collect())
     }
 
-    /// Two volumes, with their heads of one instant.
-    pub(super) fn sides(&self, a: &str, b: &str) -> Result<[Side; 2]> {
-        let mut sides = {
+    /// Two volumes, with their heads and what they have in common, of one instant.
+    pub(super) fn sides(&self, a: &str, b: &str) -> Result<([Side; 2], Option<Common>)> {
+        let (mut sides, common) = {
             let state = self.shared.lock();
-            [Side::new(&state, a)?, Side::new(&state, b)?]
+            let sides = [Side::new(&state, a)?, Side::new(&state, b)?];
+            let common = state.common(sides.each_ref().map(|side| side.id));
+            (sides, common)
         };
         self.find_chains(&mut sides);
-        Ok(sides)
+        Ok((sides, common))
     }
 
     /// Finds the layers of chains, a few at a time: a long chain holds nobody up. A merge that takes one out meanwhile makes

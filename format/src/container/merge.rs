@@ -125,8 +125,14 @@ impl Container {
         let end = job.parent.size.min(job.child.size).div_ceil(SLAB_LEN) as u32;
         for chunk in first..(first + ENTRIES_PER_PAGE as u32).min(end) {
             loop {
+                // Whoever takes a slab from the child waits for blocks on their way into it (REL-7).
+                let _grace = self.shared.grace.load_full();
                 let step = {
                     let mut state = self.shared.lock();
+                    // The child may have become a donor, which gets nothing any more.
+                    if !still_valid(&state, job) {
+                        return Ok(true);
+                    }
                     merge_chunk(&mut state, job, ChunkNo(chunk)).unwrap_or_else(|step| step)
                 };
                 match step {
@@ -166,6 +172,9 @@ impl Container {
         }
         let child = {
             let mut state = self.shared.lock();
+            if !still_valid(&state, job) {
+                return Ok(());
+            }
             if let InLayer::Entry(entry) = job.child.lookup(copy.chunk) {
                 entry.set_data(copy.mask);
                 state.note_entry(&job.child, copy.chunk, &entry);
@@ -216,16 +225,26 @@ enum Outcome {
     Blocked,
 }
 
-fn is_frozen(state: &State, layer: &Layer) -> bool {
-    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && !state.is_being_filled(layer.id) && {
-        state.layer_record(layer.id).kind == LayerKind::Frozen
-    }
+/// Whether the layer may be folded into its child: a relation needs it as it is (REL-3).
+fn may_go(state: &State, layer: &Layer) -> bool {
+    is_frozen(state, layer) && !state.is_pinned(layer.id)
+}
+
+/// Whether the layer may take what its parent has: a donor loses what it has (REL-5).
+fn may_take(state: &State, layer: &Layer) -> bool {
+    is_frozen(state, layer) && state.child_count(layer.id) > 0
 }
 
 /// Whether blocks may be merged into a layer. What an ended merge has moved out of it is still in its entries in memory, with
 /// slabs that are the child's by now, and absent on disk: nothing that came to them would be stored (LAY-71).
 fn takes_blocks(layer: &Layer) -> bool {
     !layer.has_moved.load(Ordering::Relaxed)
+}
+
+fn is_frozen(state: &State, layer: &Layer) -> bool {
+    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && !state.is_being_filled(layer.id) && {
+        state.layer_record(layer.id).kind == LayerKind::Frozen
+    }
 }
 
 /// A frozen layer whose only user is one frozen child.
@@ -244,8 +263,8 @@ fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<M
         (!unmergeable.contains(&parent.id)
             && state.child_count(parent.id) == 1
             && takes_blocks(child)
-            && is_frozen(state, child)
-            && is_frozen(state, parent))
+            && may_take(state, child)
+            && may_go(state, parent))
         .then(|| MergeJob { parent: parent.clone(), child: child.clone(), next_page: 0 })
     });
     state.merge_possible = found.is_some();
@@ -253,8 +272,8 @@ fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<M
 }
 
 fn still_valid(state: &State, job: &MergeJob) -> bool {
-    is_frozen(state, &job.child)
-        && is_frozen(state, &job.parent)
+    may_take(state, &job.child)
+        && may_go(state, &job.parent)
         && state.layer_record(job.child.id).parent == Some(job.parent.id)
         && state.child_count(job.parent.id) == 1
 }

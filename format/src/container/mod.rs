@@ -4,6 +4,7 @@
 //! [`Disk`] and never on a queue's behalf. Invariant: what `spec/journal.md` promises after a crash.
 //! Does not: perform data I/O (plans are carried out by the caller), nor know sockets or threads.
 
+mod adopt;
 mod background;
 mod chain;
 mod checkpoint;
@@ -23,6 +24,7 @@ mod open;
 mod ops;
 mod pieces;
 mod recover;
+pub(crate) mod relations;
 mod retag;
 pub(crate) mod ring;
 pub(crate) mod seal;
@@ -45,7 +47,9 @@ pub use fill::{HydrateEnd, HydrateStep, HydrateWait};
 pub(crate) use flush::thread_waker as flush_waker;
 pub use flush::{Flush, FlushStep, JournalAppend};
 pub use hydrate::Hydration;
-pub use info::{ContainerInfo, Hydrated, LayerInfo, Origin, Sealed, SpaceInfo, VolumeInfo, VolumeState};
+pub use info::{
+    ContainerInfo, Hydrated, LayerInfo, Origin, Relation, RelationState, Sealed, SpaceInfo, VolumeInfo, VolumeState,
+};
 pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 pub use seal::{SealEnd, SealStep, Sealing};
@@ -55,7 +59,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Page, PageLoad, next_load};
 use crate::layout::entry::RawEntry;
-pub use crate::layout::slot::Durability;
+pub use crate::layout::slot::{Durability, Moved};
 use crate::sync::{ArcSwap, AtomicBool, Condvar, Mutex, MutexGuard, OnceLock};
 use crate::units::ENTRIES_PER_PAGE;
 use crate::volume::{Resolved, Volume};

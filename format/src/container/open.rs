@@ -66,7 +66,7 @@ fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
         .zip(0u32..)
         .filter_map(|(slot, number)| match slot {
             Slot::Layer(record) => Some((record.id, (record, number))),
-            Slot::Free | Slot::Container(_) | Slot::Volume(_) => None,
+            Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) => None,
         })
         .collect();
     let bad = |number: u32, rule, found: String, expected: &str| -> Error {
@@ -169,6 +169,36 @@ fn build_volumes(
         return Err(bad.at("layer", Place::Slot(0)).into());
     }
     Ok(volumes)
+}
+
+/// Refuses relations that name what they must not (REL-3, REL-4).
+fn check_relations(slots: &[Slot]) -> Result<()> {
+    let layers: HashMap<LayerId, &LayerRecord> = slots
+        .iter()
+        .filter_map(|slot| match slot {
+            Slot::Layer(record) => Some((record.id, record)),
+            _ => None,
+        })
+        .collect();
+    let (mut secondaries, mut copies) = (HashSet::new(), HashSet::new());
+    for (slot, number) in slots.iter().zip(0u32..) {
+        let Slot::Relation(record) = slot else { continue };
+        let bad = |rule, found: String, expected: &str| -> Error {
+            Bad::new(rule, found, expected).at("relation", Place::Slot(number)).into()
+        };
+        for id in record.pinned() {
+            let found = layers.get(&id);
+            let stands = record.copy == Some(id) && found.is_some_and(|layer| layer.parent.is_some());
+            if stands || found.is_none_or(|layer| layer.kind != LayerKind::Frozen) {
+                return Err(bad("REL-3", format!("layer {id}"), "frozen layers, the filled one without a parent"));
+            }
+        }
+        let is_second = record.volumes.is_some_and(|pair| !secondaries.insert(pair.secondary));
+        if is_second || record.copy.is_some_and(|copy| !copies.insert(copy)) {
+            return Err(bad("REL-4", "a second relation".to_owned(), "one of each secondary and filled layer"));
+        }
+    }
+    Ok(())
 }
 
 /// Hangs the tables found in the descriptors into their layers. Those of doomed layers are only freed (LAY-10).
@@ -289,6 +319,7 @@ impl Container {
         let layers = build_layers(&slots)?;
         check_copies(&slots)?;
         let volumes = build_volumes(&slots, &layers, &signal)?;
+        check_relations(&slots)?;
         let doomed = slots
             .iter()
             .filter_map(|slot| match slot {

@@ -106,7 +106,7 @@ impl State {
     /// returns the first that is left.
     pub(super) fn doom_unused(&mut self, first: Option<LayerId>, most: usize) -> Option<LayerId> {
         let (mut next, mut left) = (first, most);
-        while let Some(id) = next.filter(|&id| left > 0 && self.child_count(id) == 0) {
+        while let Some(id) = next.filter(|&id| left > 0 && self.is_unused(id)) {
             next = self.layer_record(id).parent;
             left -= 1;
             self.update_layer(id, |record| {
@@ -206,6 +206,7 @@ impl Container {
                 undefined: false,
                 verify: Verify::Off,
                 sealing: None,
+                split: false,
             };
             let core = Arc::new(VolumeCore::new(&record, head, self.shared.signal.clone()));
             state.add_volume(record, core);

@@ -379,6 +379,17 @@ impl Recovered {
                 }
                 Slot::Volume(record) => record.id.0,
                 Slot::Layer(record) => record.id.0,
+                Slot::Relation(record) => {
+                    // It names what others are, and volumes that are gone, but none that is to come.
+                    let ids = record.volumes.into_iter().flat_map(|pair| [pair.secondary, pair.primary]);
+                    match ids.into_iter().find(|id| id.0 >= next_id) {
+                        None => continue,
+                        Some(id) => {
+                            let bad = Bad::new("LAY-1", format!("volume {id}, next {next_id}"), "an id below the next");
+                            return Err(bad.at("relation", Place::Slot(number)).into());
+                        }
+                    }
+                }
             };
             if id == 0 || id >= next_id || next_id > MAX_NEXT_ID || !ids.insert(id) {
                 let bad = Bad::new("LAY-1", format!("id {id}, next {next_id}"), "unique ids below the next");

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::alloc::{Allocator, Held};
 use crate::container::fill::Fill;
 use crate::container::hold::Hold;
+use crate::container::relations::Relations;
 use crate::container::ring::Ring;
 use crate::container::seal::{Seal, Tagging};
 use crate::error::{Error, Result};
@@ -122,6 +123,7 @@ pub(crate) struct State {
     pub(crate) copies: HashMap<VolumeId, LayerId>,
     /// How far copy layers have been filled, as far as that has begun since the container was opened.
     pub(crate) fills: HashMap<LayerId, Fill>,
+    pub(crate) relations: Relations,
     /// Slabs with tags, by their number.
     pub(crate) tag_slabs: BTreeMap<u32, SlabNo>,
     /// Volumes that are being sealed, and how far that is.
@@ -181,6 +183,7 @@ impl State {
             doomed: BTreeSet::new(),
             copies: HashMap::new(),
             fills: HashMap::new(),
+            relations: Relations::default(),
             tag_slabs: BTreeMap::new(),
             seals: BTreeMap::new(),
             tagged: HashMap::new(),
@@ -230,6 +233,7 @@ impl State {
                 Slot::Free => {
                     state.free_slots.insert(SlotNo(index));
                 }
+                Slot::Relation(record) => state.relations.add(SlotNo(index), record),
                 Slot::Container(_) => {}
             }
         }
@@ -320,6 +324,10 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn any_free_slot(&self) -> Option<SlotNo> {
+        self.free_slots.first().copied()
+    }
+
     fn free_slot(&self) -> SlotNo {
         *self.free_slots.first().expect("the caller has reserved the slots it needs")
     }
@@ -334,6 +342,7 @@ impl State {
     }
 
     pub(crate) fn remove_volume(&mut self, id: VolumeId) {
+        self.relations.may_have_ended = true;
         let (name, head) = (self.volume_record(id).name.clone(), self.volume_record(id).head);
         self.names.remove(&name);
         self.heads.remove(&head);
@@ -412,6 +421,7 @@ impl State {
             old_copy.and_then(|volume| self.copies.remove(&volume));
             self.copies.extend(record.filled_for().map(|volume| (volume, id)));
         }
+        self.relations.may_have_ended = true;
         if record.kind == LayerKind::Doomed {
             self.doomed.insert(id);
         }
@@ -651,6 +661,29 @@ impl State {
         entry.set_data(mask);
         self.settle(layer, chunk, entry);
         self.note_entry(layer, chunk, entry);
+    }
+
+    /// Moves a chunk's slab from one layer, through which nobody reads, to another that has none there and then has the
+    /// blocks `mask`.
+    pub(crate) fn hand_over(
+        &mut self,
+        (from, old): (&Layer, &Entry),
+        (to, new): (&Layer, &Entry),
+        chunk: ChunkNo,
+        mask: BlockMask,
+    ) {
+        let slab = old.slab();
+        let birth = match self.alloc.descriptor(slab) {
+            // Where other bytes come into it, tags of before must not count for them (TAG-3).
+            Some(Descriptor::Data { birth, .. }) if old.view().d & !mask == 0 => birth,
+            _ => to.id,
+        };
+        old.clear();
+        self.note_entry(from, chunk, old);
+        new.set_slab(slab);
+        new.set_data(mask);
+        self.describe(slab, Descriptor::Data { layer: to.id, index: chunk.0, birth });
+        self.note_entry(to, chunk, new);
     }
 
     /// Gives up the pending blocks `mask`: their data was not written.

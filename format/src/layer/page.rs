@@ -85,6 +85,12 @@ impl Entry {
         self.d.fetch_and(!mask, Ordering::Release);
     }
 
+    /// Takes data and slab away; nobody may read the entry any more.
+    pub(crate) fn clear(&self) {
+        self.d.store(0, Ordering::Release);
+        self.set_slab(SlabNo(0));
+    }
+
     /// Adds zero blocks that the parent showed as zeros; only merges call this.
     pub(crate) fn add_zero(&self, mask: BlockMask) {
         self.z.fetch_or(mask, Ordering::Release);

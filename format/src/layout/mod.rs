@@ -147,6 +147,7 @@ mod tests {
             ("container slot", slot::container::LEN, slot::container::FIELDS),
             ("volume slot", slot::volume::LEN, slot::volume::FIELDS),
             ("layer slot", slot::layer::LEN, slot::layer::FIELDS),
+            ("relation slot", slot::relation::LEN, slot::relation::FIELDS),
             ("record header", record::LEN, record::FIELDS),
             ("tag record", tags::LEN, tags::FIELDS),
         ];

@@ -53,6 +53,18 @@ pub(crate) mod volume {
     }
 }
 
+/// What is tracked of a relation.
+pub(crate) mod relation {
+    super::on_disk! { 512;
+        SECONDARY @ 16, 8;
+        PRIMARY @ 24, 8;
+        COPY @ 32, 8;
+        BASE @ 40, 8;
+        COPIED @ 48, 8;
+        ADOPTED @ 56, 8;
+    }
+}
+
 /// A layer.
 pub(crate) mod layer {
     super::on_disk! { 512;
@@ -118,6 +130,8 @@ pub(crate) struct VolumeRecord {
     pub(crate) verify: Verify,
     /// Its frozen layers are being sealed.
     pub(crate) sealing: Option<Pace>,
+    /// The relation to `origin` was ended.
+    pub(crate) split: bool,
 }
 
 /// What is done so that damaged data of a volume is found.
@@ -134,6 +148,36 @@ pub enum Verify {
 impl Verify {
     /// Every value, by its word.
     pub const WORDS: [(&'static str, Self); 2] = [("off", Self::Off), ("copy", Self::Copy)];
+}
+
+/// What a volume that was hydrated has in common with the one that it was copied from (REL-2). Its layers are *pinned*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RelationRecord {
+    /// The volume that was copied to, and the one that was copied from; `None` once the relation has ended.
+    pub(crate) volumes: Option<Pair>,
+    /// The layer that was filled, until it is let go of.
+    pub(crate) copy: Option<LayerId>,
+    /// The layer that it was filled from, or one below it while it is let go of.
+    pub(crate) base: Option<LayerId>,
+    /// What filling it took.
+    pub(crate) moved: Moved,
+}
+
+/// The volumes of a relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) secondary: VolumeId,
+    pub(crate) primary: VolumeId,
+}
+
+/// What a hydration has moved, since the container was opened last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Moved {
+    /// Bytes that were read and written.
+    pub copied_bytes: u64,
+    /// Bytes that were taken over where they lay.
+    pub adopted_bytes: u64,
 }
 
 /// What a layer is at present.
@@ -177,6 +221,8 @@ const PAUSED: u64 = 1;
 const SEALING: u64 = 2;
 /// Flags of a volume whose sealing is paused.
 const SEALING_PAUSED: u64 = SEALING | 4;
+/// Flag of a volume: its relation to its origin was ended.
+const SPLIT: u64 = 8;
 
 /// A layer as the catalog stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +248,7 @@ pub(crate) enum Slot {
     Container(ContainerRecord),
     Volume(VolumeRecord),
     Layer(LayerRecord),
+    Relation(RelationRecord),
 }
 
 impl Slot {
@@ -223,6 +270,10 @@ impl Slot {
             }
             Slot::Layer(record) => {
                 header::KIND.put(b, 3);
+                record.encode(b);
+            }
+            Slot::Relation(record) => {
+                header::KIND.put(b, 4);
                 record.encode(b);
             }
         }
@@ -250,7 +301,8 @@ impl Slot {
             })),
             2 => VolumeRecord::decode(b).map(Slot::Volume),
             3 => LayerRecord::decode(b).map(Slot::Layer),
-            kind => Err(Bad::new("CAT-2", format!("kind {kind}"), "a kind from 0 to 3")),
+            4 => RelationRecord::decode(b).map(Slot::Relation),
+            kind => Err(Bad::new("CAT-2", format!("kind {kind}"), "a kind from 0 to 4")),
         }
     }
 }
@@ -274,7 +326,8 @@ impl VolumeRecord {
             Some(Pace { paused: false, .. }) => SEALING,
             Some(Pace { paused: true, .. }) => SEALING_PAUSED,
         };
-        volume::FLAGS.put(b, sealing | if self.undefined { UNDEFINED } else { 0 });
+        let undefined = if self.undefined { UNDEFINED } else { 0 };
+        volume::FLAGS.put(b, sealing | undefined | if self.split { SPLIT } else { 0 });
         volume::DURABILITY.put(b, (self.durability == Durability::None).into());
         volume::SECTOR_LEN.put(b, MIN_IO_LEN);
         volume::NAME.put_str(b, &self.name);
@@ -301,7 +354,7 @@ impl VolumeRecord {
         }
         let unknown = |field: Field| Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), "a known value");
         let flags = volume::FLAGS.get(b);
-        let sealing = match flags & !UNDEFINED {
+        let sealing = match flags & !(UNDEFINED | SPLIT) {
             0 => None,
             SEALING => Some(Pace { paused: false, speed: volume::SEAL_SPEED.get(b) }),
             SEALING_PAUSED => Some(Pace { paused: true, speed: volume::SEAL_SPEED.get(b) }),
@@ -332,9 +385,46 @@ impl VolumeRecord {
             origin,
             durability: if volume::DURABILITY.get(b) == 1 { Durability::None } else { Durability::Flush },
             undefined: flags & UNDEFINED != 0,
+            split: flags & SPLIT != 0,
             verify,
             sealing,
         })
+    }
+}
+
+impl RelationRecord {
+    /// The layers that it keeps.
+    pub(crate) fn pinned(&self) -> impl Iterator<Item = LayerId> {
+        self.copy.into_iter().chain(self.base)
+    }
+
+    fn encode(&self, b: &mut [u8]) {
+        relation::SECONDARY.put(b, self.volumes.map_or(0, |pair| pair.secondary.0));
+        relation::PRIMARY.put(b, self.volumes.map_or(0, |pair| pair.primary.0));
+        relation::COPY.put(b, self.copy.map_or(0, |id| id.0));
+        relation::BASE.put(b, self.base.map_or(0, |id| id.0));
+        relation::COPIED.put(b, self.moved.copied_bytes);
+        relation::ADOPTED.put(b, self.moved.adopted_bytes);
+    }
+
+    fn decode(b: &[u8]) -> Result<Self, Bad> {
+        let (secondary, primary) = (relation::SECONDARY.get(b), relation::PRIMARY.get(b));
+        let layer = |id: u64| Some(LayerId(id)).filter(|id| id.0 != 0);
+        let (copy, base) = (layer(relation::COPY.get(b)), layer(relation::BASE.get(b)));
+        let volumes = match (secondary, primary) {
+            (0, 0) => None,
+            (0, _) | (_, 0) => {
+                return Err(Bad::new("CAT-10", format!("volumes {secondary} and {primary}"), "two or none"));
+            }
+            _ => Some(Pair { secondary: VolumeId(secondary), primary: VolumeId(primary) }),
+        };
+        let fits = if volumes.is_some() { copy.is_some() && base.is_some() } else { copy.is_some() || base.is_some() };
+        if !fits || copy == base || secondary != 0 && secondary == primary {
+            let found = format!("volumes {secondary} and {primary}, layers {copy:?} and {base:?}");
+            return Err(Bad::new("CAT-10", found, "two volumes and two layers, or none and one at least"));
+        }
+        let moved = Moved { copied_bytes: relation::COPIED.get(b), adopted_bytes: relation::ADOPTED.get(b) };
+        Ok(Self { volumes, copy, base, moved })
     }
 }
 

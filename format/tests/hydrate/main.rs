@@ -11,5 +11,6 @@ mod common;
 mod crashes;
 mod ends;
 mod fills;
+mod relations;
 mod rules;
 mod support;

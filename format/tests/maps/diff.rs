@@ -50,7 +50,13 @@ fn a_copy_and_its_source_differ_where_either_was_written_since() {
     }
     let counts = container.diff("golden", "ci", 0, Listing::Counts).unwrap();
     let bytes = |blocks: u64| blocks * BLOCK;
-    let expected = DiffCounts { bytes: bytes(9), changed_in_a_bytes: bytes(5), changed_in_b_bytes: bytes(6) };
+    let expected = DiffCounts {
+        bytes: bytes(9),
+        changed_in_a_bytes: bytes(5),
+        changed_in_b_bytes: bytes(6),
+        a_data_bytes: bytes(7),
+        b_data_bytes: bytes(8),
+    };
     assert_eq!((counts.counts, counts.next, counts.ranges.len()), (expected, None, 0));
 
     // The same again: nothing differs; then a copy of a copy, across the layer that both stand on.

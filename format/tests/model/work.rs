@@ -308,6 +308,49 @@ impl Work {
         self.promised();
     }
 
+    /// Copies between two volumes of a relation again, in either direction, or makes one to come.
+    fn copy_again(&mut self) {
+        let (volumes, choice) = {
+            let mut world = self.lock();
+            (world.container.volumes(), world.rng.below(1 << 20) as usize)
+        };
+        let related = volumes.iter().filter_map(|volume| {
+            let (origin, relation) = (volume.origin.as_ref()?, volume.relation?);
+            let source = volumes.iter().find(|source| source.id == origin.volume)?;
+            Some((volume, source, relation))
+        });
+        let (tracked, others): (Vec<_>, Vec<_>) = related.partition(|(.., relation)| relation.tracked);
+        let name = if let Some((volume, source, _)) = tracked.get(choice % tracked.len().max(1)) {
+            if choice % 16 == 0 {
+                self.blocking(|container| drop(container.split(&volume.name).unwrap()));
+                self.lock().coverage.splits += 1;
+                return self.promised();
+            }
+            let (target, source) = if choice / 16 % 2 == 0 { (volume, source) } else { (source, volume) };
+            self.copy(&[&source.name], Some(&target.name));
+            self.lock().coverage.copies_again += 1;
+            &target.name
+        } else if let Some((volume, ..)) = others.get(choice % others.len().max(1)) {
+            &volume.name
+        } else {
+            return;
+        };
+        if !self
+            .lock()
+            .container
+            .volumes()
+            .iter()
+            .any(|volume| volume.name == *name && volume.state == VolumeState::Virtual)
+        {
+            return;
+        }
+        self.hydrate(name);
+        for _ in 0..choice / 32 % 12 {
+            self.hydrate_step();
+            self.maintain(1);
+        }
+    }
+
     /// A step of some hydration, if any is under way.
     fn hydrate_step(&self) {
         let (layer, budget) = {
@@ -319,8 +362,12 @@ impl Work {
             let layer = found[world.rng.below(found.len() as u64) as usize].layer;
             (layer, [1, 300 << 10, 2 << 20][world.rng.below(3) as usize])
         };
+        let adopted = |container: &Container| container.hydration(layer).map_or(0, |found| found.moved.adopted_bytes);
+        let before = adopted(&self.lock().container);
         let step = self.blocking(|container| container.hydrate_step(layer, budget).unwrap());
         let mut world = self.lock();
+        let has_adopted = adopted(&world.container) > before;
+        world.coverage.steps_that_adopted += u64::from(has_adopted);
         let coverage = &mut world.coverage;
         match step {
             HydrateStep::Copied(_) => coverage.steps_that_copied += 1,
@@ -527,7 +574,8 @@ impl Work {
             0..45 => self.hydrate(&name),
             45..60 => self.order_seal(&name),
             60..85 => self.set(&name),
-            85..700 => {
+            85..175 => self.copy_again(),
+            175..700 => {
                 for _ in 0..4 {
                     self.small_operation();
                 }

@@ -49,6 +49,9 @@ pub struct Coverage {
     pub hydrations_cancelled: u64,
     pub hydrations_ended_by_commands: u64,
     pub steps_that_copied: u64,
+    pub steps_that_adopted: u64,
+    pub copies_again: u64,
+    pub splits: u64,
     pub steps_that_waited: u64,
     pub flushes_that_promise_nothing: u64,
     pub changes_of_durability: u64,
@@ -65,7 +68,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 37] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 40] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -91,6 +94,9 @@ impl Coverage {
             ("hydrations given up", &mut self.hydrations_cancelled),
             ("hydrations ended by other commands", &mut self.hydrations_ended_by_commands),
             ("steps of hydrations that copied", &mut self.steps_that_copied),
+            ("steps of hydrations that adopted", &mut self.steps_that_adopted),
+            ("copies between volumes of a relation", &mut self.copies_again),
+            ("splits", &mut self.splits),
             ("steps of hydrations that waited", &mut self.steps_that_waited),
             ("flushes that promise nothing", &mut self.flushes_that_promise_nothing),
             ("changes of durability", &mut self.changes_of_durability),

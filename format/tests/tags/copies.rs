@@ -29,6 +29,29 @@ fn a_hydrated_copy_is_sealed_as_its_source_was() {
     assert_clean(&disk, container);
 }
 
+// req: R13, R16; rules: TAG-3, REL-7 — an adopted slab keeps its tags if all of it moved, and counts as not sealed where other
+// bytes come into it.
+#[test]
+fn adopted_slabs_are_sealed_or_not_but_never_unfit() {
+    let (disk, container) = sealed();
+    hydrate(&container, "ci").unwrap();
+    let before = counts(&container, "ci").sealed_bytes;
+    fill(&container, "golden", SLAB_LEN..SLAB_LEN + 5 * BLOCK, 77);
+    fill(&container, "golden", 6 * SLAB_LEN + BLOCK..6 * SLAB_LEN + 2 * BLOCK, 78);
+    container.refresh("ci", "golden").unwrap();
+    seal_all(&container);
+    hydrate(&container, "ci").unwrap();
+    assert!(contents(&container, "ci") == contents(&container, "golden"));
+    let after = counts(&container, "ci").sealed_bytes;
+    assert!((before - 2 * SLAB_LEN..=before).contains(&after), "{after} of {before}");
+    assert_fits(&container);
+    container.close().unwrap();
+    let container = open(&disk);
+    assert_fits(&container);
+    assert_eq!(counts(&container, "ci").sealed_bytes, after);
+    assert_clean(&disk, container);
+}
+
 // rules: TAG-3, TAG-6 — slabs that move keep their tags, blocks that are copied take them along.
 #[test]
 fn merged_layers_stay_sealed() {

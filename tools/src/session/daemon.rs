@@ -179,6 +179,10 @@ impl Session for Daemon {
         self.ask_volume("x-pitstop-refresh", json!({ "name": name, "source": source, "force": force }))
     }
 
+    fn split(&mut self, name: &str) -> Result<VolumeView> {
+        self.ask_volume("x-pitstop-split", json!({ "name": name }))
+    }
+
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {
         let only = want == Want::Counts;
         self.ask("x-pitstop-map", json!({ "name": name, "start": start, "limit": STEP_RANGES, "counts-only": only }))

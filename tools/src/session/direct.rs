@@ -116,6 +116,10 @@ impl Session for Direct {
         view(&self.container.refresh(name, source).map_err(self.failed())?)
     }
 
+    fn split(&mut self, name: &str) -> Result<VolumeView> {
+        view(&self.container.split(name).map_err(self.failed())?)
+    }
+
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {
         view(&self.container.map(name, start, listing(want)).map_err(self.failed())?)
     }

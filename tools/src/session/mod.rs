@@ -86,6 +86,8 @@ pub(crate) trait Session {
     fn snapshot_group(&mut self, copies: &[NewCopy]) -> Result<Vec<VolumeView>>;
     /// Makes the existing volume `name` a point-in-time copy of `source`.
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView>;
+    /// Ends the relation of volume `name` to the one that it is a copy of.
+    fn split(&mut self, name: &str) -> Result<VolumeView>;
     /// A step of a volume's map, from byte `start` on.
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView>;
     /// A step of the difference of two volumes, from byte `start` on.

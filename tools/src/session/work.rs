@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pitstop_format::{
-    Container, Error as FormatError, HydrateEnd, HydrateStep, HydrateWait, Hydration, LayerId, Maintained, SealEnd,
-    SealStep, Sealing, VolumeId,
+    Container, Error as FormatError, HydrateEnd, HydrateStep, HydrateWait, Hydration, LayerId, Maintained, Moved,
+    SealEnd, SealStep, Sealing, VolumeId,
 };
 
 use crate::jobs::{JobOrder, JobView};
@@ -48,7 +48,7 @@ enum Step {
 }
 
 /// Its id is the one that a daemon gives it (CTL-83, CTL-142).
-fn job(task: Task, volume: String, done: u64, total: u64, (paused, speed): (bool, u64)) -> Job {
+fn job(task: Task, volume: String, (done, total): (u64, u64), (paused, speed): (bool, u64), moved: Moved) -> Job {
     let (kind, number) = match task {
         Task::Hydrate(layer) => ("hydrate", layer.0),
         Task::Seal(volume) => ("seal", volume.0),
@@ -64,18 +64,20 @@ fn job(task: Task, volume: String, done: u64, total: u64, (paused, speed): (bool
         speed,
         rate: 0,
         waits_for_space: false,
+        copied: moved.copied_bytes,
+        adopted: moved.adopted_bytes,
     };
     Job { task, paused, speed, view }
 }
 
 fn all(container: &Container) -> impl Iterator<Item = Job> {
     let hydrate = |found: Hydration| {
-        let Hydration { volume, layer, total_bytes, copied_bytes, paused, speed, .. } = found;
-        job(Task::Hydrate(layer), volume, copied_bytes, total_bytes, (paused, speed))
+        let Hydration { volume, layer, total_bytes, copied_bytes, paused, speed, moved, .. } = found;
+        job(Task::Hydrate(layer), volume, (copied_bytes, total_bytes), (paused, speed), moved)
     };
     let seal = |found: Sealing| {
         let Sealing { volume, volume_id, total_bytes, passed_bytes, paused, speed } = found;
-        job(Task::Seal(volume_id), volume, passed_bytes, total_bytes, (paused, speed))
+        job(Task::Seal(volume_id), volume, (passed_bytes, total_bytes), (paused, speed), Moved::default())
     };
     container.hydrations().into_iter().map(hydrate).chain(container.seals().into_iter().map(seal))
 }

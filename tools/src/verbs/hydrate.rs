@@ -13,7 +13,7 @@ use crate::interrupt;
 use crate::jobs::{JobOrder, JobView};
 use crate::render::{self, Output, printable};
 use crate::session::{self, Access, Connected, Session};
-use crate::view::VolumeView;
+use crate::view::{MovedView, VolumeView};
 
 /// How to hydrate.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,8 @@ struct Hydrated {
     volume: VolumeView,
     /// The job, unless it has ended.
     job: Option<JobView>,
+    /// What it has moved, if it has ended and that is known.
+    moved: Option<MovedView>,
 }
 
 /// Hydrates volume `name` of the container `path`.
@@ -70,10 +72,11 @@ pub(crate) fn refresh(
 
 fn hydrate(session: &mut dyn Session, name: &str, how: How, stop: &std::sync::atomic::AtomicBool) -> Result<Hydrated> {
     let mut job = begin(session, name, how.speed)?;
+    let mut moved = None;
     if let Some(begun) = job.take_if(|_| how.wait == Wait::Yes || session.holder().is_none()) {
-        job::until_end(session, &begun, stop)?;
+        moved = job::until_end(session, &begun, stop)?.moved;
     }
-    Ok(Hydrated { volume: session.volume(name)?, job })
+    Ok(Hydrated { volume: session.volume(name)?, job, moved })
 }
 
 /// Begins, or goes on with what was begun before.
@@ -95,6 +98,6 @@ fn text(hydrated: &Hydrated) -> String {
     let name = printable(&hydrated.volume.name);
     match &hydrated.job {
         Some(job) => format!("{name}: {}, job {}\n", render::state(&hydrated.volume), printable(&job.id)),
-        None => format!("{name}: {}\n", render::state(&hydrated.volume)),
+        None => job::ended_line(&name, &render::state(&hydrated.volume), hydrated.moved),
     }
 }

@@ -7,11 +7,11 @@ use pitstop_format::Holder;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::maps::MapTotals;
+use crate::maps::{DiffTotals, Differences, MapTotals};
 use crate::render::{self, Output};
 use crate::session::{self, Access, Session, Want};
 use crate::verbs::steps::Steps;
-use crate::view::{ContainerView, LayerView, VolumeView};
+use crate::view::{ContainerView, LayerView, RelationStateView, RelationView, VolumeView};
 
 /// How often counting begins, when commands give the volume another head meanwhile.
 const TRIES: u32 = 8;
@@ -31,6 +31,8 @@ struct VolumeInfo {
     volume: VolumeView,
     /// How much of it is its own, and was written.
     map: MapTotals,
+    /// How it and its source differ, unless their relation has ended.
+    differences: Option<Differences>,
     /// Head first.
     layers: Vec<LayerView>,
 }
@@ -43,9 +45,12 @@ pub(crate) fn run(path: &Path, name: Option<&str>, output: Output) -> Result<()>
                 let volume = session.volume(name)?;
                 let layers = chain(volume.head, session.layers()?);
                 let map = count(session, name)?;
-                Ok(VolumeInfo { volume, map, layers })
+                let differences = differences(session, &volume)?;
+                Ok(VolumeInfo { volume, map, differences, layers })
             })?;
-            render::show(output, &info, |info| render::volume_block(&info.volume, &info.map, &info.layers))
+            render::show(output, &info, |info| {
+                render::volume_block(&info.volume, &info.map, info.differences, &info.layers)
+            })
         }
         None => {
             let info = session::with(path, Access::Read, |session| {
@@ -70,6 +75,28 @@ pub(super) fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> 
             Err(error) => return Err(error),
         }
     }
+}
+
+/// How a volume and its source differ; `None` if it has none, or commands come between all the time.
+fn differences(session: &mut dyn Session, volume: &VolumeView) -> Result<Option<Differences>> {
+    let is_ended = |relation: &RelationView| relation.state == RelationStateView::Split;
+    let (Some(origin), Some(false)) = (&volume.origin, volume.relation.as_ref().map(is_ended)) else {
+        return Ok(None);
+    };
+    for _ in 0..TRIES {
+        let mut totals = DiffTotals::default();
+        let mut steps = Steps::of_difference(session, &origin.name, &volume.name, Want::Counts);
+        match steps.try_for_each(|step| step.map(|step| totals.add(&step))) {
+            Ok(()) => {
+                let counts = totals.counts;
+                let (to_secondary_bytes, to_primary_bytes) = (counts.a_data_bytes, counts.b_data_bytes);
+                return Ok(Some(Differences { to_secondary_bytes, to_primary_bytes }));
+            }
+            Err(Error::Moved { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// The layers from `head` down to the one without a parent.

@@ -12,7 +12,7 @@ use crate::jobs::{JobOrder, JobView};
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
 use crate::session::{self, Access, Session};
-use crate::view::StateView;
+use crate::view::{MovedView, StateView};
 
 /// Lists the jobs of the container `path`, or only `id`.
 pub(crate) fn list(path: &Path, id: Option<&str>, output: Output) -> Result<()> {
@@ -50,7 +50,7 @@ pub(crate) fn wait(path: &Path, id: Option<&str>) -> Result<()> {
     let (done, error) = session::with(path, Access::Change, |session| match id {
         Some(_) => {
             let job = chosen(session, id)?;
-            Ok((until_end(session, &job, &stop)?, None))
+            Ok((until_end(session, &job, &stop)?.line, None))
         }
         None => until_all_end(session, &stop),
     })?;
@@ -66,7 +66,7 @@ fn until_all_end(session: &mut dyn Session, stop: &AtomicBool) -> Result<(String
         let mut paused = Vec::new();
         for job in left {
             match until_end(session, &job, stop) {
-                Ok(text) => done.push_str(&text),
+                Ok(ended) => done.push_str(&ended.line),
                 Err(Error::JobPaused { reason, .. }) => paused.push((job, reason)),
                 Err(given_up @ Error::JobGivenUp { .. }) => error = error.or(Some(given_up)),
                 Err(error) => return Err(error),
@@ -107,12 +107,26 @@ fn chosen(session: &mut dyn Session, id: Option<&str>) -> Result<JobView> {
     }
 }
 
+/// What came of a job.
+#[derive(Debug)]
+pub(super) struct Ended {
+    line: String,
+    /// What it has moved, as far as its volume still tells.
+    pub(super) moved: Option<MovedView>,
+}
+
+/// What is said of a volume whose job has ended.
+pub(super) fn ended_line(name: &str, state: &str, moved: Option<MovedView>) -> String {
+    let moved = moved.map_or_else(String::new, |moved| format!(", {}", render::moved(moved)));
+    format!("{name}: {state}{moved}\n")
+}
+
 /// Shows a job's progress until it has ended, and says what came of it.
 ///
 /// # Errors
 /// [`Error::JobPaused`] if it is or becomes paused, [`Error::JobGivenUp`] if it ended before its work was done,
 /// [`Error::Interrupted`].
-pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicBool) -> Result<String> {
+pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicBool) -> Result<Ended> {
     let about = job
         .volume
         .as_deref()
@@ -147,14 +161,17 @@ pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicB
 }
 
 /// What came of a job that is not there any more.
-fn ended(session: &mut dyn Session, job: &JobView) -> Result<String> {
+fn ended(session: &mut dyn Session, job: &JobView) -> Result<Ended> {
     match (&job.volume, job.kind.as_str()) {
         (Some(volume), "hydrate") => match session.volume(volume) {
-            Ok(found) if found.state == StateView::Real => Ok(format!("{}: real\n", printable(volume))),
+            Ok(found) if found.state == StateView::Real => {
+                let moved = found.relation.and_then(|relation| relation.moved);
+                Ok(Ended { line: ended_line(&printable(volume), "real", moved), moved })
+            }
             Ok(_) | Err(Error::NoSuchVolume { .. }) => Err(given_up(job)),
             Err(error) => Err(error),
         },
-        _ => Ok(format!("{}: done\n", printable(&job.id))),
+        _ => Ok(Ended { line: format!("{}: done\n", printable(&job.id)), moved: None }),
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) mod rotate;
 pub(crate) mod seal;
 pub(crate) mod set;
 pub(crate) mod snapshot;
+pub(crate) mod split;
 mod steps;
 pub(crate) mod tree;
 pub(crate) mod verify;

@@ -118,7 +118,7 @@ fn last_copies(nodes: &[Node]) -> Vec<bool> {
 
 fn facts(volume: &VolumeView) -> String {
     let (size, own) = (human(volume.size_bytes), human(volume.allocated_bytes));
-    let facts = format!("{size}, {own} own, {}", render::state(volume));
+    let facts = format!("{size}, {own} own, {}", render::state_and_split(volume));
     match &volume.origin {
         Some(origin) => {
             format!("{facts}, copy of {} as of {}", printable(&origin.name), render::instant(origin.instant_unix_ns))

@@ -175,6 +175,7 @@ fn every_command_refuses_an_unexpected_argument() {
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
             "x-pitstop-volume-delete" => json!({"name": "golden"}),
             "transaction" => json!({"actions": []}),
+            "x-pitstop-split" => json!({"name": "golden"}),
             "x-pitstop-volume-rename" => json!({"name": "golden", "new-name": "n"}),
             _ => json!({}),
         };
@@ -235,6 +236,7 @@ fn the_daemons_error_text_is_passed_on_unchanged() {
         ("x-pitstop-diff", json!({"a": "golden", "b": "nope"})),
         ("x-pitstop-snapshot", json!({"source": "nope", "name": "new"})),
         ("x-pitstop-refresh", json!({"name": "golden", "source": "nope"})),
+        ("x-pitstop-split", json!({"name": "nope"})),
         ("x-pitstop-volume-delete", json!({"name": "nope"})),
         ("x-pitstop-volume-rename", json!({"name": "nope", "new-name": "new"})),
         ("x-pitstop-volume-set", json!({"name": "nope", "durability": "none"})),
@@ -308,6 +310,23 @@ fn pieces_of_volumes_are_read() {
     }
     let missing = bench.fails("x-pitstop-read", json!({"name": "nope", "start": 0, "length": 512}));
     assert_eq!(missing.class, ErrorClass::DeviceNotFound);
+}
+
+/// CTL-100, CTL-101
+#[test]
+fn relations_are_shown_and_split() {
+    let bench = Bench::new();
+    bench.run("x-pitstop-snapshot", json!({"source": "golden", "name": "ci"})).unwrap();
+    let listed = bench.run("x-pitstop-query-volumes", json!({"name": "ci"})).unwrap();
+    let expected = json!({"state": "real", "tracked": false, "kept-bytes": 0, "moved": null});
+    assert_eq!(listed[0]["relation"], expected);
+    let done = bench.run("x-pitstop-split", json!({"name": "ci"})).unwrap();
+    assert_eq!((&done["volume"]["name"], &done["volume"]["relation"]["state"]), (&json!("ci"), &json!("split")));
+    for name in ["ci", "golden"] {
+        let refused = bench.context.target.container().split(name).unwrap_err().to_string();
+        assert_eq!(bench.fails("x-pitstop-split", json!({"name": name})), Failure::generic(refused));
+    }
+    assert_eq!(bench.run("x-pitstop-query-volumes", json!({"name": "golden"})).unwrap()[0]["relation"], Value::Null);
 }
 
 /// CTL-35, CTL-52: the objects are those that the container's own types print.
@@ -488,7 +507,10 @@ fn maps_and_differences_are_listed_in_steps() {
     let range = json!({"start": 4096, "length": 4096, "changed-in": "a", "a": "data", "b": "zero"});
     assert_eq!((&step["ranges"], &step["next"]), (&json!([range]), &json!(3 * 4096)));
     let counts = bench.run("x-pitstop-diff", json!({"a": "other", "b": "golden", "counts-only": true})).unwrap();
-    let expected = json!({"bytes": 3 * 4096, "changed-in-a-bytes": 0, "changed-in-b-bytes": 3 * 4096});
+    let bytes = 3 * 4096;
+    let expected = json!({
+        "bytes": bytes, "changed-in-a-bytes": 0, "changed-in-b-bytes": bytes, "a-data-bytes": 0, "b-data-bytes": bytes,
+    });
     assert_eq!((&counts["counts"], &counts["next"]), (&expected, &Value::Null));
 
     let wrong = |more: Value| bench.fails("x-pitstop-map", with(json!({"name": "golden"}), more)).desc;

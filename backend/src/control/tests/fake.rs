@@ -151,6 +151,10 @@ impl Target for FakeTarget {
         Ok(self.container.delete_volume(name).map_err(DaemonError::from)?)
     }
 
+    fn split(&self, name: &str) -> Result<VolumeInfo> {
+        Ok(self.container.split(name).map_err(DaemonError::from)?)
+    }
+
     fn rename_volume(&self, name: &str, new_name: &str) -> Result<()> {
         Ok(self.container.rename_volume(name, new_name).map_err(DaemonError::from)?)
     }

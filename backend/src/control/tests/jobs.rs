@@ -70,6 +70,8 @@ fn a_hydration_is_a_job_with_all_members() {
         "x-pitstop-speed": 5 << 20,
         "x-pitstop-rate": 0,
         "x-pitstop-waits-for-space": false,
+        "x-pitstop-copied": 0,
+        "x-pitstop-adopted": 0,
     });
     assert_eq!(bench.jobs(), json!([expected]));
     bench.run("x-pitstop-volume-rename", json!({"name": "copy", "new-name": "other"})).unwrap();

@@ -61,6 +61,7 @@ impl Work for Fake {
             volume,
             current_bytes,
             total_bytes: TOTAL,
+            ..Progress::default()
         })
     }
 

@@ -25,11 +25,15 @@ const MAX_ID: u64 = 1 << 62;
 
 impl Draft<'_> {
     /// Descriptors that can be told without the catalog, then the catalog itself.
-    pub(super) fn mend_catalog(&mut self) -> Result<()> {
+    /// `corruptions` were found before.
+    pub(super) fn mend_catalog(&mut self, corruptions: u64) -> Result<()> {
         self.mend_own_descriptors()?;
         self.find_catalog_slabs()?;
         self.read_catalog()?;
         self.mend_slots()?;
+        if corruptions > 0 {
+            self.end_relations();
+        }
         self.mend_container_record()?;
         self.mend_ids()?;
         self.mend_names()?;
@@ -141,6 +145,13 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// What is mended may not be what it was: no relation vouches for it any more (CHK-42).
+    fn end_relations(&mut self) {
+        let relations = self.slots.iter().filter(|(_, found)| matches!(found, Some(Slot::Relation(_))));
+        let relations: Vec<SlotNo> = relations.map(|(number, _)| *number).collect();
+        relations.into_iter().for_each(|number| self.set_slot(number, Slot::Free));
+    }
+
     /// Slot 0, and how many of the file's slabs are the container's.
     fn mend_container_record(&mut self) -> Result<()> {
         let present = self.descriptors.len() as u64;
@@ -182,7 +193,7 @@ impl Draft<'_> {
         let slots = self.slots.values().flatten().map(|slot| match slot {
             Slot::Volume(record) => record.id.0.max(record.head.0),
             Slot::Layer(record) => record.id.0.max(record.parent.map_or(0, |id| id.0)),
-            Slot::Free | Slot::Container(_) => 0,
+            Slot::Free | Slot::Container(_) | Slot::Relation(_) => 0,
         });
         let slabs = self.descriptors.iter().flatten().map(|found| found.layer().map_or(0, |layer| layer.0));
         slots.chain(slabs).filter(|id| *id < MAX_ID).max().unwrap_or(0) + 1
@@ -400,6 +411,7 @@ impl Draft<'_> {
             undefined: false,
             verify: Verify::Off,
             sealing: None,
+            split: false,
         };
         self.set_slot(number, Slot::Volume(record));
         Ok(())

@@ -499,8 +499,12 @@ impl Draft<'_> {
     fn doom_unreached(&mut self) {
         let layers = self.layers();
         let mut reached = HashSet::new();
-        for (_, volume) in self.volumes() {
-            let mut next = Some(volume.head);
+        let pinned = self.slots.values().flatten().flat_map(|slot| match slot {
+            Slot::Relation(record) => record.pinned().collect(),
+            _ => Vec::new(),
+        });
+        for first in self.volumes().into_iter().map(|(_, volume)| volume.head).chain(pinned) {
+            let mut next = Some(first);
             while let Some(id) = next.filter(|id| reached.insert(*id)) {
                 next = layers.get(&id).and_then(|(_, layer)| layer.parent);
             }

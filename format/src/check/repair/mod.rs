@@ -85,7 +85,7 @@ pub fn plan(disk: &dyn Disk, scope: Scope) -> Result<Plan> {
         let after = before.clone();
         return Ok(Plan { uuid, steps: Vec::new(), kept: Vec::new(), lost: Vec::new(), lost_count: 0, before, after });
     }
-    draft.mend_catalog()?;
+    draft.mend_catalog(before.corruptions)?;
     draft.mend_entries()?;
     draft.mend_tags()?;
     if draft.counters().is_none_or(|counters| counters.next_id >= draft::MAX_COUNT) {

@@ -114,6 +114,10 @@ impl Target for Listed {
         refused(self.container.delete_volume(name))
     }
 
+    fn split(&self, name: &str) -> TargetResult<VolumeInfo> {
+        refused(self.container.split(name))
+    }
+
     fn rename_volume(&self, name: &str, new_name: &str) -> TargetResult<()> {
         refused(self.container.rename_volume(name, new_name))
     }
