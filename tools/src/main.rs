@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod base64;
 mod copy;
 mod error;
 mod hierarchy;

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, Verify, VolumeChange, VolumeInfo, VolumeIo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Args;
-use super::base64;
 use super::hub::Hub;
 use super::jobs;
 use super::protocol::{ErrorClass, Failure, Request, version};
@@ -301,7 +301,7 @@ fn read(context: &Context, mut args: Args) -> Result<Done, Failure> {
     }
     let mut bytes = vec![0; len];
     VolumeIo::new(container, volume).read_at(&mut bytes, start).map_err(of_container)?;
-    Ok(Done::Return(json!({"data": base64::encode(&bytes)})))
+    Ok(Done::Return(json!({"data": BASE64_STANDARD.encode(&bytes)})))
 }
 
 /// Where a step begins, and what it lists (CTL-72).

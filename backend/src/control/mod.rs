@@ -7,7 +7,6 @@
 //! what is held for a client is bounded. It does not know vhost-user, nor what the daemon's rules are.
 
 mod args;
-mod base64;
 mod commands;
 mod hub;
 mod jobs;

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use pitstop_format::{Durability, Holder, NewCopy, Verify, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::remote::RemoteSource;
 use super::{Connected, Depth, STEP_RANGES, Session, Want, name_of};
-use crate::base64;
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
 use crate::jobs::{JobOrder, JobView};
@@ -86,11 +86,14 @@ impl Daemon {
         let command = "x-pitstop-read";
         let answer = self.tell(command, json!({ "name": name, "start": start, "length": buf.len() }))?;
         let data = answer.get("data").and_then(Value::as_str);
-        data.and_then(|data| base64::decode(data, buf)).ok_or_else(|| Error::BadAnswer {
+        let bytes = data.and_then(|data| BASE64_STANDARD.decode(data).ok()).filter(|bytes| bytes.len() == buf.len());
+        let bytes = bytes.ok_or_else(|| Error::BadAnswer {
             holder: self.holder_name(),
             command,
             reason: format!("no data of {} bytes in base64", buf.len()),
-        })
+        })?;
+        buf.copy_from_slice(&bytes);
+        Ok(())
     }
 
     fn ask<T: DeserializeOwned>(&mut self, command: &'static str, arguments: Value) -> Result<T> {
