@@ -85,7 +85,7 @@ impl VolumeIo {
 
     /// Refuses bytes that were read from the container if they are not what was sealed (TAG-5); the plan that led to them is
     /// still there. A block that was read in part is read again as a whole.
-    fn verify(&self, bytes: &[u8], disk_offset: u64) -> Result<()> {
+    fn verify(&self, bytes: &mut [u8], disk_offset: u64) -> Result<()> {
         let end = disk_offset + bytes.len() as u64;
         let mut at = disk_offset;
         while at < end {
@@ -100,6 +100,9 @@ impl VolumeIo {
                 let mut whole = vec![0; (last - first) as usize];
                 self.container.disk().read_at(&mut whole, first).map_err(Error::io("cannot read data"))?;
                 self.container.verify(slab, mask, &whole)?;
+                let (from, to) = (first.max(disk_offset), last.min(end));
+                let verified = &whole[(from - first) as usize..(to - first) as usize];
+                bytes[(from - disk_offset) as usize..(to - disk_offset) as usize].copy_from_slice(verified);
             }
             at = last;
         }

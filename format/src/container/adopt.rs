@@ -12,12 +12,13 @@ use super::fill::{Hindrance, HydrateEnd, HydrateStep, HydrateWait, bytes_below};
 use super::ops::Slots;
 use super::relations::Donor;
 use super::state::State;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{Found, InLayer, Layer, PageLoad, resolve_in};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN};
+use crate::layout::tags::SlabTags;
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo};
 
-/// Chunks that one step looks at.
-const LOOKS_PER_STEP: u64 = 16 << 10;
+/// Layers that one step looks at, chunk by chunk.
+const LOOKS_PER_STEP: u64 = 64 << 10;
 /// What reading a table page, or moving a slab, counts for.
 const LOOKS_PER_PAGE: u64 = 256;
 const LOOKS_PER_MOVE: u64 = 16;
@@ -38,7 +39,7 @@ pub(super) enum Adoption {
 
 /// What became of a chunk.
 enum Chunk {
-    Adopted(BlockMask),
+    Adopted(BlockMask, Option<(SlabNo, SlabTags)>),
     Nothing,
     Hindered(Hindrance),
     /// The donor is none any more, or nobody fills the layer.
@@ -85,21 +86,32 @@ impl Container {
             return self.end_adoption(layer, None).map(Some);
         };
         let end = bytes_below(layer).min(from.size).div_ceil(SLAB_LEN);
-        let (mut next, mut looks, mut adopted) = (first, 0, 0);
+        let (mut next, mut looks, mut adopted, mut tags) = (first, 0, 0, Vec::new());
         let mut hindrance = Ok(None);
         while next < end && looks < LOOKS_PER_STEP && matches!(hindrance, Ok(None)) {
+            self.shared.check_open()?;
             let chunk = ChunkNo(next as u32);
             looks += 1;
-            match self.adopt_chunk(layer, &from, donor, chunk) {
-                Chunk::Adopted(mask) => {
+            match self.adopt_chunk(layer, &from, donor, chunk, &mut looks) {
+                Chunk::Adopted(mask, tagged) => {
                     adopted += u64::from(mask.count_ones()) * BLOCK_LEN;
+                    tags.extend(tagged);
                     looks += LOOKS_PER_MOVE;
                     next += 1;
                 }
                 Chunk::Nothing => next = empty_until(&from, chunk),
                 Chunk::Hindered(Hindrance::Page(load)) => {
                     looks += LOOKS_PER_PAGE;
-                    hindrance = self.load_page(load).map(|()| None);
+                    let of_donor = load.layer == from.id;
+                    match self.load_page(load) {
+                        Ok(()) => {}
+                        // Nobody reads through the donor: what cannot be taken from it is copied.
+                        Err(error @ (Error::Io { .. } | Error::Corrupt(_))) if of_donor => {
+                            log::warn!("layer {}: no more is taken over from it: {error}", from.id);
+                            next = end;
+                        }
+                        Err(error) => hindrance = Err(error),
+                    }
                     // A layer doomed meanwhile takes no page: asking again would never end.
                     if self.shared.lock().donor_of(layer.id) != Some(donor) {
                         next = end;
@@ -114,11 +126,14 @@ impl Container {
             fill.moved.adopted_bytes += adopted;
         }
         if next >= end && hindrance.is_ok() {
-            return self.end_adoption(layer, Some(donor)).map(Some);
+            let end = self.end_adoption(layer, Some(donor))?;
+            self.shared.write_tags(tags)?;
+            return Ok(Some(end));
         }
         // As long as the step is under way, nobody else writes into what it has moved.
         if adopted > 0 {
             self.commit()?;
+            self.shared.write_tags(tags)?;
         }
         Ok(Some(match hindrance? {
             Some(wait) if adopted == 0 => {
@@ -148,12 +163,25 @@ impl Container {
     }
 
     /// Moves one chunk's slab from a donor, as far as the copy layer would show what is in it.
-    fn adopt_chunk(&self, layer: &Arc<Layer>, from: &Arc<Layer>, donor: Donor, chunk: ChunkNo) -> Chunk {
+    fn adopt_chunk(
+        &self,
+        layer: &Arc<Layer>,
+        from: &Arc<Layer>,
+        donor: Donor,
+        chunk: ChunkNo,
+        looks: &mut u64,
+    ) -> Chunk {
         // What is found stays true: both layers show the same as long as they are there.
-        let mask = match same_blocks(layer, from, donor.same, chunk) {
+        let mask = match same_blocks(layer, from, donor.same, chunk, looks) {
             Ok(0) => return Chunk::Nothing,
             Ok(mask) => mask,
             Err(load) => return Chunk::Hindered(Hindrance::Page(load)),
+        };
+        let tags = match from.lookup(chunk) {
+            InLayer::Entry(entry) => {
+                self.shared.tags_of(&[entry.slab()]).ok().and_then(|mut tags| tags.pop().flatten())
+            }
+            _ => None,
         };
         let mut state = self.shared.lock();
         if state.donor_of(layer.id) != Some(donor) {
@@ -176,8 +204,15 @@ impl Container {
         if mask == 0 || to.slab().0 != 0 {
             return Chunk::Nothing;
         }
+        let slab = entry.slab();
         state.hand_over((from, &entry), (layer, &to), chunk, mask);
-        Chunk::Adopted(mask)
+        // They are of the slab's new birth, and are written when the move is durable (TAG-4).
+        let tags = tags.map(|old| {
+            let mut new = SlabTags::new(layer.id, chunk);
+            new.take_over(&old, mask);
+            (slab, new)
+        });
+        Chunk::Adopted(mask, tags.filter(|(_, tags)| tags.mask != 0))
     }
 }
 
@@ -187,6 +222,7 @@ fn same_blocks(
     donor: &Layer,
     same: LayerId,
     chunk: ChunkNo,
+    looks: &mut u64,
 ) -> std::result::Result<BlockMask, PageLoad> {
     let has = match donor.lookup(chunk) {
         InLayer::Entry(entry) => entry.view().d,
@@ -203,7 +239,10 @@ fn same_blocks(
         parent,
         chunk,
         shown.left,
-        |layer| is_there.set(is_there.get() || layer.id == same),
+        |layer| {
+            *looks += 1;
+            is_there.set(is_there.get() || layer.id == same);
+        },
         |blocks, found, _| {
             if is_there.get() && matches!(found, Found::Data(_)) {
                 mask |= blocks;

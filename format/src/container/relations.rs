@@ -290,6 +290,8 @@ impl Container {
             let id = state.volume_id(name)?;
             state.update_volume(id, |record| record.split = true);
             state.end_tracking(id);
+            // The relation back, of which this volume is the primary, may be void now.
+            state.relations.may_have_ended = true;
             id
         };
         self.commit()?;

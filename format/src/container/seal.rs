@@ -106,8 +106,7 @@ impl State {
 
     /// Slabs with data of a layer.
     fn data_slabs_of(&self, layer: &Layer) -> u64 {
-        let tables = (0..layer.table_limit()).filter(|&index| layer.table(index).is_some()).count() as u64;
-        self.slabs_of(layer.id).saturating_sub(tables)
+        self.slabs_of(layer.id).saturating_sub(layer.table_count())
     }
 
     pub(super) fn sealing(&self, id: VolumeId) -> Option<Sealing> {

@@ -13,7 +13,9 @@ use super::{Container, HydrateWait, Shared};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer};
 use crate::layout::tags::SlabTags;
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, SLAB_LEN, SlabNo, VolumeId};
+use crate::units::{
+    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, VolumeId,
+};
 
 /// Bytes that are read at once.
 const BYTES_AT_ONCE: u64 = 1 << 20;
@@ -211,7 +213,7 @@ impl Container {
                 }
             }
         }
-        let Some(sealed) = self.make_tags(&found)? else { return Ok(None) };
+        let Some(sealed) = self.make_tags(at.layer, &found)? else { return Ok(None) };
         drop(grace);
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -229,7 +231,7 @@ impl Container {
 
     /// Reads those blocks that have no tag, and makes and writes their tags; how many bytes these are, or nothing without
     /// space.
-    fn make_tags(&self, found: &[(ChunkNo, SlabNo, BlockMask)]) -> Result<Option<u64>> {
+    fn make_tags(&self, layer: LayerId, found: &[(ChunkNo, SlabNo, BlockMask)]) -> Result<Option<u64>> {
         let slabs: Vec<SlabNo> = found.iter().map(|(_, slab, _)| *slab).collect();
         let known = self.shared.tags_of(&slabs)?;
         let (mut pieces, mut new) = (Vec::new(), Vec::new());
@@ -238,9 +240,9 @@ impl Container {
             if want == 0 {
                 continue;
             }
-            // A slab that a merge or reclaim has taken away meanwhile has no birth any more, or is passed with its new layer.
-            if let Some((_, birth, described)) = self.shared.lock().data_in(slab)
-                && described == chunk
+            // A slab that a merge, an adoption or reclaim has taken away meanwhile is passed with its new layer, if at all.
+            if let Some((owner, birth, described)) = self.shared.lock().data_in(slab)
+                && (owner, described) == (layer, chunk)
             {
                 pieces.push(Piece::of_slab(chunk, want, slab));
                 new.push((slab, SlabTags::new(birth, chunk)));

@@ -673,16 +673,12 @@ impl State {
         mask: BlockMask,
     ) {
         let slab = old.slab();
-        let birth = match self.alloc.descriptor(slab) {
-            // Where other bytes come into it, tags of before must not count for them (TAG-3).
-            Some(Descriptor::Data { birth, .. }) if old.view().d & !mask == 0 => birth,
-            _ => to.id,
-        };
         old.clear();
         self.note_entry(from, chunk, old);
         new.set_slab(slab);
         new.set_data(mask);
-        self.describe(slab, Descriptor::Data { layer: to.id, index: chunk.0, birth });
+        // Born anew: other bytes may come into it, for which tags of before must not count (TAG-3).
+        self.describe(slab, Descriptor::Data { layer: to.id, index: chunk.0, birth: to.id });
         self.note_entry(to, chunk, new);
     }
 

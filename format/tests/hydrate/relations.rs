@@ -186,6 +186,19 @@ fn a_layer_that_others_use_is_no_donor() {
     }
 }
 
+// req: R11; rule: REL-6 — what is kept for the way back goes with the relation back, though it is the other volume's slot.
+#[test]
+fn a_split_of_a_refreshed_primary_frees_what_was_kept_for_it() {
+    let (disk, container) = pair();
+    container.refresh("golden", "ci").unwrap();
+    let full = used(&container);
+    assert!(relation(&container, "ci").tracked);
+    container.split("golden").unwrap();
+    assert!(used(&container) + DATA <= full);
+    assert!(!relation(&container, "ci").tracked);
+    assert_clean(&disk, container);
+}
+
 // req: R11; rules: REL-1, REL-6 — what was kept is free again, and both keep their contents.
 #[test]
 fn a_split_ends_a_relation_and_frees_what_was_kept_for_it() {

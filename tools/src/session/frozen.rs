@@ -4,6 +4,7 @@
 //! holds, copies are made of the volumes at one instant, and deleted afterwards whatever came out. Does not: move data
 //! itself (see [`Session::source`]).
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 
 use pitstop_format::NewCopy;
@@ -44,13 +45,14 @@ fn with_copies<T>(
     for left in session.volumes()?.iter().filter(|volume| is_copy(&volume.name, verb, names)) {
         let left = printable(&left.name);
         crate::tell(format_args!(
-            "copy '{left}' looks left over from one that was killed; delete it with `pitstop delete`"
+            "copy '{left}' is another {verb}'s that is under way, or was killed: then delete it with `pitstop delete`"
         ));
     }
-    let process = std::process::id();
+    // Not the process's id, which is 1 in many a container of its own.
+    let random = RandomState::new().hash_one(std::process::id()) as u32;
     let copy = |(number, name): (usize, &&str)| NewCopy {
         source: (*name).to_owned(),
-        name: format!("{}{process:08x}-{number}", stem(verb, name)),
+        name: format!("{}{random:08x}-{number}", stem(verb, name)),
     };
     let copies: Vec<NewCopy> = names.iter().enumerate().map(copy).collect();
     session.snapshot_group(&copies)?;

@@ -441,6 +441,7 @@ impl Draft<'_> {
         for id in orphans.into_iter().filter(|id| !ids.contains(&id.0)) {
             let size = self.extent(id);
             self.rebuild_layer(id, LayerKind::Head, size)?;
+            self.thawed.insert(id);
             if let Some((_, layer)) = self.layers().get(&id) {
                 self.recover_volume(layer)?;
             }
@@ -456,6 +457,7 @@ impl Draft<'_> {
         for (id, (number, layer)) in layers {
             if layer.kind == LayerKind::Frozen && !parents.contains(&id) {
                 let head = LayerRecord { kind: LayerKind::Head, owner: None, frozen_ns: 0, ..layer };
+                self.thawed.insert(id);
                 self.set_slot(number, Slot::Layer(head.clone()));
                 self.recover_volume(&head)?;
             }

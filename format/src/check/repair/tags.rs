@@ -6,9 +6,10 @@ use super::draft::Draft;
 use crate::check::tags::{damaged, tag_slabs};
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
+use crate::layout::tags::{LEN, PER_SLAB};
 
 impl Draft<'_> {
-    /// Frees tag slabs that no slab needs, and clears damaged records.
+    /// Frees tag slabs that no slab needs, and clears damaged records, and those of slabs that may be overwritten now.
     pub(super) fn mend_tags(&mut self) -> Result<()> {
         let (good, needless) = tag_slabs(&self.descriptors);
         for (_, slab) in needless {
@@ -17,6 +18,13 @@ impl Draft<'_> {
         for (index, slab) in good {
             let found = damaged(self.disk, self.uuid(), index, slab)?;
             self.dropped_tags.extend(found.into_iter().map(|(_, at, _)| at));
+            let first = u64::from(index) * PER_SLAB;
+            let thawed = (first..first + PER_SLAB).zip((slab.offset()..).step_by(LEN)).filter(|(of, _)| {
+                let owner = self.descriptors.get(*of as usize).copied().flatten().and_then(|found| found.layer());
+                owner.is_some_and(|owner| self.thawed.contains(&owner))
+            });
+            let thawed: Vec<u64> = thawed.map(|(_, at)| at).collect();
+            self.dropped_tags.extend(thawed);
         }
         Ok(())
     }
