@@ -77,12 +77,15 @@ pub(super) fn count(session: &mut dyn Session, name: &str) -> Result<MapTotals> 
     }
 }
 
-/// How a volume and its source differ; `None` if it has none, or commands come between all the time.
+/// How a volume and its source differ; `None` if it has none, one of them is undefined, or commands come between all the time.
 fn differences(session: &mut dyn Session, volume: &VolumeView) -> Result<Option<Differences>> {
     let is_ended = |relation: &RelationView| relation.state == RelationStateView::Split;
     let (Some(origin), Some(false)) = (&volume.origin, volume.relation.as_ref().map(is_ended)) else {
         return Ok(None);
     };
+    if volume.undefined || session.volume(&origin.name)?.undefined {
+        return Ok(None);
+    }
     for _ in 0..TRIES {
         let mut totals = DiffTotals::default();
         let mut steps = Steps::of_difference(session, &origin.name, &volume.name, Want::Counts);
