@@ -19,8 +19,7 @@ const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 
 fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    (0..len / 8).flat_map(|_| random.next().to_le_bytes()).collect()
+    Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1).bytes(len)
 }
 
 /// A daemon, a guest of each volume, and what each volume must hold.

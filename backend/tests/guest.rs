@@ -84,7 +84,7 @@ fn offer_random(
     match kind {
         T_IN => data = Some(model[range].to_vec()),
         T_OUT => {
-            let bytes: Vec<u8> = (0..sectors * 64).flat_map(|_| random.next().to_le_bytes()).collect();
+            let bytes: Vec<u8> = random.bytes(sectors * 512);
             mem.write_slice(&bytes, GuestAddress(addr)).unwrap();
             model[range].copy_from_slice(&bytes);
         }

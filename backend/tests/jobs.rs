@@ -22,8 +22,7 @@ const LEAST_ROUNDS: u32 = 200;
 
 /// The contents of `golden`.
 fn golden_bytes() -> Vec<u8> {
-    let mut random = Random(0xdead_beef_1234);
-    (0..VOLUME_LEN / 8).flat_map(|_| random.next().to_le_bytes()).collect()
+    Random(0xdead_beef_1234).bytes(VOLUME_LEN)
 }
 
 /// A place with `golden`, full of data, and its copy `ci`.
@@ -92,7 +91,7 @@ fn exercise(client: &mut Client, model: &mut [u8], seed: u64, stop: &AtomicBool)
         let offset = random.below((VOLUME_LEN - len) / 512) * 512;
         let range = offset as usize..(offset + len) as usize;
         if random.below(3) == 0 {
-            let bytes: Vec<u8> = (0..len / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+            let bytes: Vec<u8> = random.bytes(len);
             client.write(offset, &bytes);
             model[range].copy_from_slice(&bytes);
         } else {

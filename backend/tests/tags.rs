@@ -15,8 +15,7 @@ use pitstop_format::VolumeIo;
 use serde_json::{Value, json};
 
 fn golden_bytes() -> Vec<u8> {
-    let mut random = Random(0xfeed_1234);
-    (0..VOLUME_LEN / 8).flat_map(|_| random.next().to_le_bytes()).collect()
+    Random(0xfeed_1234).bytes(VOLUME_LEN)
 }
 
 fn place() -> Place {

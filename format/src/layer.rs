@@ -11,7 +11,9 @@ pub use self::page::PageLoad;
 use self::page::{Directory, PAGES_PER_PLAN};
 pub(crate) use self::page::{Entry, EntryRef, Evicted, Page, Table, first_chunk};
 use crate::sync::{ArcSwap, AtomicBool};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, mask_of};
+use crate::units::{
+    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, mask_of,
+};
 
 /// What one layer says of a chunk.
 #[derive(Debug)]
@@ -129,6 +131,17 @@ impl Layer {
 
     pub(crate) fn table(&self, index: u32) -> Option<&Table> {
         self.tables.get(index)
+    }
+
+    /// The first chunk after `chunk` for which the layer may have a page that it has not for `chunk`; the next chunk if it has
+    /// one there.
+    pub(crate) fn no_page_until(&self, chunk: ChunkNo) -> u64 {
+        let after = |entries: u64| (u64::from(chunk.0) / entries + 1) * entries;
+        match self.table(chunk.table()) {
+            None => after(ENTRIES_PER_TABLE),
+            Some(table) if table.is_initialised(chunk.page()) => after(1),
+            Some(_) => after(ENTRIES_PER_PAGE),
+        }
     }
 
     /// Adds a table; false if the index is taken or beyond the layer's size.

@@ -114,17 +114,22 @@ fn an_interrupted_hydration_goes_on_where_it_was() {
     }
 }
 
+/// Begins to hydrate a volume at 512 KiB a second, and interrupts that.
+fn begin_slowly(pit: &Pit, name: &str) {
+    let mut child =
+        pit.command(&["hydrate", "disks.pit", name, "--speed", "512K"]).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    signal(&child, "INT");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
 #[test]
 fn orders_to_jobs_are_kept() {
     let pit = pit();
     pit.ok(&["snapshot", "disks.pit", "golden", "other"]);
     assert!(pit.fails(&["job", "pause", "disks.pit"]).contains("there is no job"));
     for name in ["ci", "other"] {
-        let mut child =
-            pit.command(&["hydrate", "disks.pit", name, "--speed", "512K"]).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(700));
-        signal(&child, "INT");
-        assert_eq!(child.wait().unwrap().code(), Some(1));
+        begin_slowly(&pit, name);
     }
     let jobs = pit.json(&["job", "list", "disks.pit"]);
     let [id, other] = [&jobs[0]["id"], &jobs[1]["id"]].map(|id| id.as_str().unwrap());
@@ -160,11 +165,7 @@ fn waiting_for_all_jobs_waits_for_those_that_run() {
         pit.ok(&["snapshot", "disks.pit", "golden", name]);
     }
     for name in ["ci", "other", "third"] {
-        let mut child =
-            pit.command(&["hydrate", "disks.pit", name, "--speed", "512K"]).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(700));
-        signal(&child, "INT");
-        assert_eq!(child.wait().unwrap().code(), Some(1));
+        begin_slowly(&pit, name);
     }
     let jobs = pit.json(&["job", "list", "disks.pit"]);
     let [first, second, third] = [0, 1, 2].map(|job| jobs[job]["id"].as_str().unwrap());

@@ -118,7 +118,7 @@ impl Jobs {
             return;
         };
         let mut list = self.lock();
-        if list.jobs.iter().any(|job| job.id == id && !job.is_over()) {
+        if list.has(&id) {
             return;
         }
         let now = Instant::now();
@@ -372,6 +372,11 @@ impl Jobs {
 }
 
 impl List {
+    /// Whether there is a job with this id that is not over.
+    fn has(&self, id: &str) -> bool {
+        self.jobs.iter().any(|job| job.id == id && !job.is_over())
+    }
+
     fn by_number(&mut self, number: u64) -> Option<&mut Job> {
         self.jobs.iter_mut().find(|job| job.number == number)
     }

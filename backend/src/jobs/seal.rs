@@ -11,7 +11,7 @@ use pitstop_format::{
 };
 
 use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
-use super::{Dismissal, Job, JobStatus, Jobs, List};
+use super::{Dismissal, JobStatus, Jobs, List};
 use crate::trouble::lacks_space;
 
 /// The sealing of one volume.
@@ -75,12 +75,11 @@ impl Jobs {
 
     /// Whether some sealing has no job. The caller has locked the list.
     pub(super) fn misses_seals(&self, list: &List) -> bool {
-        let is_there = |id: &String| list.jobs.iter().any(|job| job.id == *id && !job.is_over());
-        self.container.sealing_volumes().into_iter().map(id_of).any(|id| !is_there(&id))
+        self.container.sealing_volumes().into_iter().any(|volume| !list.has(&id_of(volume)))
     }
 
     fn has(&self, id: &str) -> bool {
-        self.lock().jobs.iter().any(|job: &Job| job.id == id && !job.is_over())
+        self.lock().has(id)
     }
 
     fn add_seal(&self, volume: VolumeId, settings: Settings, dismissal: Dismissal) {

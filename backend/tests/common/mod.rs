@@ -334,6 +334,10 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
+    pub fn bytes(&mut self, len: u64) -> Vec<u8> {
+        (0..len / 8).flat_map(|_| self.next().to_le_bytes()).collect()
+    }
+
     pub fn below(&mut self, end: u64) -> u64 {
         (self.next() >> 11) % end
     }

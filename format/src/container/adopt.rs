@@ -15,7 +15,7 @@ use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{Found, InLayer, Layer, PageLoad, resolve_in};
 use crate::layout::tags::SlabTags;
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, SLAB_LEN, SlabNo};
 
 /// Layers that one step looks at, chunk by chunk.
 const LOOKS_PER_STEP: u64 = 64 << 10;
@@ -99,7 +99,7 @@ impl Container {
                     looks += LOOKS_PER_MOVE;
                     next += 1;
                 }
-                Chunk::Nothing => next = empty_until(&from, chunk),
+                Chunk::Nothing => next = from.no_page_until(chunk),
                 Chunk::Hindered(Hindrance::Page(load)) => {
                     looks += LOOKS_PER_PAGE;
                     let of_donor = load.layer == from.id;
@@ -250,15 +250,4 @@ fn same_blocks(
         },
     )?;
     Ok(mask)
-}
-
-/// The next chunk of which the donor may have something.
-fn empty_until(donor: &Layer, chunk: ChunkNo) -> u64 {
-    let number = u64::from(chunk.0);
-    let after = |entries: u64| (number / entries + 1) * entries;
-    match donor.table(chunk.table()) {
-        None => after(ENTRIES_PER_TABLE),
-        Some(table) if table.is_initialised(chunk.page()) => number + 1,
-        Some(_) => after(ENTRIES_PER_PAGE),
-    }
 }

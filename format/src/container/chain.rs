@@ -8,11 +8,10 @@ use std::sync::Arc;
 use super::Container;
 use super::state::State;
 use crate::layer::Layer;
-use crate::layout::slot::LayerKind;
 use crate::units::{LayerId, VolumeId};
 
 /// Layers of a chain that are looked up in the catalog per hold of the engine lock.
-const LAYERS_PER_HOLD: usize = 256;
+pub(super) const LAYERS_PER_HOLD: usize = 256;
 
 /// A look at the layers of a chain, head first.
 pub(super) struct ChainWalk {
@@ -78,10 +77,7 @@ impl State {
 
     /// Whether a layer is a frozen one that has no owner.
     fn is_orphan(&self, layer: LayerId) -> bool {
-        self.layer_slots.contains_key(&layer) && {
-            let record = self.layer_record(layer);
-            record.kind == LayerKind::Frozen && record.owner.is_none()
-        }
+        self.is_frozen_kind(layer) && self.layer_record(layer).owner.is_none()
     }
 
     /// Makes the volume the owner of those of these layers that still have none.

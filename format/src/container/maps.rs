@@ -17,9 +17,7 @@ use super::relations::Common;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, PageLoad};
-use crate::units::{
-    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, VolumeId,
-};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, SLAB_LEN, SlabNo, VolumeId};
 use crate::volume::{VolumeCore, runs};
 
 /// Entries of layers that one step looks at.
@@ -359,19 +357,14 @@ fn look(head: &Arc<Layer>, chunk: ChunkNo, looks: &mut Looks<'_>) -> std::result
 /// a page for them; and how many layers were asked. Asked after a look at `chunk`: pages come, and never go.
 pub(super) fn same_until(head: &Arc<Layer>, chunk: ChunkNo) -> (u64, usize) {
     let number = u64::from(chunk.0);
-    let after = |entries: u64| (number / entries + 1) * entries;
-    let mut end = after(ENTRIES_PER_TABLE);
+    let mut end = u64::MAX;
     let mut asked = 0;
     let mut next = Some(head.clone());
     while let Some(layer) = next {
         asked += 1;
         let link = layer.link();
-        match layer.table(chunk.table()) {
-            Some(table) if table.is_initialised(chunk.page()) => return ((number + 1) * SLAB_LEN, asked),
-            Some(_) => end = end.min(after(ENTRIES_PER_PAGE)),
-            None => {}
-        }
-        if link.limit <= chunk.start() {
+        end = end.min(layer.no_page_until(chunk));
+        if end == number + 1 || link.limit <= chunk.start() {
             break;
         }
         // The chunk in which the parent ceases to show is not like those before it.

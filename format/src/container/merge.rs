@@ -242,9 +242,7 @@ fn takes_blocks(layer: &Layer) -> bool {
 }
 
 fn is_frozen(state: &State, layer: &Layer) -> bool {
-    layer.is_drained() && state.layer_slots.contains_key(&layer.id) && !state.is_being_filled(layer.id) && {
-        state.layer_record(layer.id).kind == LayerKind::Frozen
-    }
+    layer.is_drained() && !state.is_being_filled(layer.id) && state.is_frozen_kind(layer.id)
 }
 
 /// A frozen layer whose only user is one frozen child.

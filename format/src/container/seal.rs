@@ -9,7 +9,7 @@ use super::state::State;
 use super::{Container, HydrateWait, OpenMode};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::{LayerKind, Pace, Verify};
+use crate::layout::slot::{LayerKind, Pace, Verify, VolumeRecord};
 use crate::units::{LayerId, SLAB_LEN, VolumeId};
 
 /// A volume that is being sealed.
@@ -147,21 +147,14 @@ impl Container {
     /// Errors: [`Error::NoSuchVolume`].
     pub fn set_verify(&self, name: &str, verify: Verify) -> Result<super::VolumeInfo> {
         let _control = super::lock(&self.shared.control);
-        self.shared.check_open()?;
-        let id = {
-            let mut state = self.lock_for(|state| state.volume_id(name).map(|_| Slots { new: 0, changed: 1 }))?;
-            let id = state.volume_id(name)?;
-            state.update_volume(id, |record| {
-                let before = std::mem::replace(&mut record.verify, verify);
-                match verify {
-                    Verify::Off => record.sealing = None,
-                    _ if before == Verify::Off => record.seal_more(),
-                    _ => {}
-                }
-            });
-            id
-        };
-        self.commit()?;
+        let id = self.change_sealed(name, |record| {
+            let before = std::mem::replace(&mut record.verify, verify);
+            match verify {
+                Verify::Off => record.sealing = None,
+                _ if before == Verify::Off => record.seal_more(),
+                _ => {}
+            }
+        })?;
         self.volume_info(id)
     }
 
@@ -170,13 +163,18 @@ impl Container {
     /// Errors: [`Error::NoSuchVolume`].
     pub fn seal(&self, name: &str) -> Result<VolumeId> {
         let _control = super::lock(&self.shared.control);
+        self.change_sealed(name, |record| {
+            record.sealing.get_or_insert_default();
+        })
+    }
+
+    /// Changes, durably, what volume `name` says of its sealing. The caller holds `control`.
+    fn change_sealed(&self, name: &str, change: impl FnOnce(&mut VolumeRecord)) -> Result<VolumeId> {
         self.shared.check_open()?;
         let id = {
             let mut state = self.lock_for(|state| state.volume_id(name).map(|_| Slots { new: 0, changed: 1 }))?;
             let id = state.volume_id(name)?;
-            state.update_volume(id, |record| {
-                record.sealing.get_or_insert_default();
-            });
+            state.update_volume(id, change);
             id
         };
         self.commit()?;

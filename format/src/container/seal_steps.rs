@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::chain::LAYERS_PER_HOLD;
 use super::ops::Slots;
 use super::pieces::{Move, Piece, reads};
 use super::seal::{At, SealEnd, SealStep};
@@ -13,9 +14,7 @@ use super::{Container, HydrateWait, Shared};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer};
 use crate::layout::tags::SlabTags;
-use crate::units::{
-    BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, SLAB_LEN, SlabNo, VolumeId,
-};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, SLAB_LEN, SlabNo, VolumeId};
 
 /// Bytes that are read at once.
 const BYTES_AT_ONCE: u64 = 1 << 20;
@@ -23,8 +22,6 @@ const BYTES_AT_ONCE: u64 = 1 << 20;
 const LOOKS_PER_STEP: usize = 16 << 10;
 /// What reading a table page counts for.
 const LOOKS_PER_PAGE: usize = 256;
-/// Layers of a chain that are looked up in the catalog per hold of the engine lock.
-const LAYERS_PER_HOLD: usize = 256;
 
 /// What a step goes on with.
 enum Next {
@@ -192,7 +189,7 @@ impl Container {
             let chunk = ChunkNo(at.next as u32);
             *looks += 1;
             match layer.lookup(chunk) {
-                InLayer::Absent | InLayer::AllZero => at.next = no_data_until(layer, chunk).min(end),
+                InLayer::Absent | InLayer::AllZero => at.next = layer.no_page_until(chunk).min(end),
                 InLayer::NeedPage(_) if !found.is_empty() => break,
                 InLayer::NeedPage(load) => {
                     *looks += LOOKS_PER_PAGE;
@@ -282,15 +279,5 @@ impl Container {
         }
         self.commit()?;
         Ok(true)
-    }
-}
-
-/// The chunk up to which a layer has no data from one on in which it has none, as far as its tables show.
-fn no_data_until(layer: &Layer, chunk: ChunkNo) -> u64 {
-    let after = |entries: u64| (u64::from(chunk.0) / entries + 1) * entries;
-    match layer.table(chunk.table()) {
-        None => after(ENTRIES_PER_TABLE),
-        Some(table) if table.is_initialised(chunk.page()) => after(1),
-        Some(_) => after(ENTRIES_PER_PAGE),
     }
 }

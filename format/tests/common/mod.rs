@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, OpenMode, VolumeIo};
+use pitstop_format::{Container, CreateOptions, OpenMode, VolumeInfo, VolumeIo};
 
 /// An empty container on a simulated disk, open for writing.
 pub fn new_container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
@@ -22,6 +22,20 @@ pub fn new_container(journal_len_bytes: u64) -> (Arc<SimDisk>, Container) {
 
 pub fn io(container: &Container, name: &str) -> VolumeIo {
     VolumeIo::new(container, container.volume(name).unwrap())
+}
+
+pub fn find(container: &Container, name: &str) -> VolumeInfo {
+    container.volumes().into_iter().find(|volume| volume.name == name).unwrap()
+}
+
+pub fn contents(container: &Container, name: &str) -> Vec<u8> {
+    let mut bytes = vec![0; container.volume(name).unwrap().size() as usize];
+    io(container, name).read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+pub fn open(disk: &Arc<SimDisk>) -> Container {
+    Container::open(disk.clone(), OpenMode::ReadWrite).unwrap()
 }
 
 /// Ends what goes on until told to stop, however the test's part that it belongs to ends.

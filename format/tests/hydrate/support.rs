@@ -6,11 +6,10 @@ use std::sync::Arc;
 use pitstop_format::check::{Outcome, check};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
-    Container, HydrateEnd, HydrateStep, HydrateWait, LayerId, LayerInfo, Listing, MapCounts, OpenMode, SLAB_LEN,
-    VolumeInfo, VolumeState,
+    Container, HydrateEnd, HydrateStep, HydrateWait, LayerId, LayerInfo, Listing, MapCounts, SLAB_LEN, VolumeState,
 };
 
-pub use crate::common::{io, new_container};
+pub use crate::common::{contents, find, io, new_container, open};
 
 pub const BLOCK: u64 = 4096;
 pub const MIB: u64 = 1 << 20;
@@ -34,16 +33,6 @@ pub fn golden_and_ci() -> (Arc<SimDisk>, Container) {
     fill(&container, "golden", 8 * SLAB_LEN..SIZE, 9);
     container.snapshot("golden", "ci").unwrap();
     (disk, container)
-}
-
-pub fn contents(container: &Container, name: &str) -> Vec<u8> {
-    let mut bytes = vec![0; container.volume(name).unwrap().size() as usize];
-    io(container, name).read_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-pub fn find(container: &Container, name: &str) -> VolumeInfo {
-    container.volumes().into_iter().find(|volume| volume.name == name).unwrap()
 }
 
 pub fn state(container: &Container, name: &str) -> VolumeState {
@@ -97,10 +86,6 @@ pub fn hydrated(container: &Container, name: &str) -> u64 {
 pub fn reopen(disk: &Arc<SimDisk>, container: Container) -> Container {
     container.close().unwrap();
     open(disk)
-}
-
-pub fn open(disk: &Arc<SimDisk>) -> Container {
-    Container::open(disk.clone(), OpenMode::ReadWrite).unwrap()
 }
 
 /// As after the end of the process without closing: what has not been committed is gone.

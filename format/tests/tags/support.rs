@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use pitstop_format::check::{CheckReport, Outcome, check};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
-    Container, Error, HydrateEnd, HydrateStep, Listing, MapCounts, OpenMode, Planned, ReadPlan, ReadSegment, SLAB_LEN,
-    SealEnd, SealStep, Verify, VolumeId, VolumeInfo,
+    Container, Error, HydrateEnd, HydrateStep, Listing, MapCounts, Planned, ReadPlan, ReadSegment, SLAB_LEN, SealEnd,
+    SealStep, Verify, VolumeId,
 };
 
-pub use crate::common::{io, new_container};
+pub use crate::common::{contents, find, io, new_container, open};
 
 pub const BLOCK: u64 = 4096;
 pub const MIB: u64 = 1 << 20;
@@ -43,10 +43,6 @@ pub fn sealed() -> (Arc<SimDisk>, Container) {
     let (disk, container) = golden_and_ci();
     seal_all(&container);
     (disk, container)
-}
-
-pub fn find(container: &Container, name: &str) -> VolumeInfo {
-    container.volumes().into_iter().find(|volume| volume.name == name).unwrap()
 }
 
 pub fn counts(container: &Container, name: &str) -> MapCounts {
@@ -101,12 +97,6 @@ pub fn hydrate(container: &Container, name: &str) -> Result<(), Error> {
     }
 }
 
-pub fn contents(container: &Container, name: &str) -> Vec<u8> {
-    let mut bytes = vec![0; container.volume(name).unwrap().size() as usize];
-    io(container, name).read_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
 /// Where a byte of a volume is in the container.
 pub fn place_of(container: &Container, name: &str, at: u64) -> u64 {
     let (volume, mut plan) = (container.volume(name).unwrap(), ReadPlan::default());
@@ -138,10 +128,6 @@ pub fn assert_fits(container: &Container) -> u64 {
 /// Whether an error is that data does not fit its tag.
 pub fn is_unfit(error: &Error) -> bool {
     matches!(error, Error::Corrupt(found) if found.rule == "TAG-5")
-}
-
-pub fn open(disk: &Arc<SimDisk>) -> Container {
-    Container::open(disk.clone(), OpenMode::ReadWrite).unwrap()
 }
 
 pub fn assert_clean(disk: &Arc<SimDisk>, container: Container) {
