@@ -166,8 +166,9 @@ enum Verb {
     /// Compare a volume's contents with another volume, or with an image file
     ///
     /// What two volumes share is not read. Where sizes differ, the rest of the longer one must be zeros. In a container that
-    /// a daemon holds, both volumes are compared as they are at one instant, in copies that are deleted afterwards. Exit
-    /// codes are those of qemu-img compare: 0 identical, 1 different, 2 an error.
+    /// a daemon holds, both volumes are compared as they are at one instant, in copies that are deleted afterwards; what counts
+    /// as modified in their maps begins anew with these. Exit codes are those of qemu-img compare: 0 identical, 1 different,
+    /// 2 an error.
     #[command(after_help = "Examples:\n  \
         pitstop compare disks.pit golden ci-1\n  \
         pitstop compare disks.pit golden --file debian-12.qcow2")]
@@ -240,7 +241,7 @@ enum Verb {
     ///
     /// Areas that are zero take no space in the image. The file appears under its name only when it is complete. Of a
     /// container that a daemon holds, the volume is exported as it is at one instant, as after a power failure if its
-    /// guest runs, from a copy that is deleted afterwards.
+    /// guest runs, from a copy that is deleted afterwards; what counts as modified in its map begins anew with that copy.
     #[command(after_help = "Examples:\n  \
         pitstop export disks.pit golden golden.img\n  \
         pitstop export disks.pit golden golden.qcow2 -O qcow2")]

@@ -7,16 +7,34 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use common::Pit;
 use pitstop_format::{
-    Container, Durability, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeChange, VolumeInfo,
+    Container, Durability, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeChange, VolumeInfo, VolumeIo,
 };
 use serde_json::{Value, json};
+
+/// How long a daemon keeps clients that take no events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Long,
+    /// Until another client reads data.
+    Short,
+}
+
+/// Drops all connections but that of number `client`.
+fn forget_others(client: usize, clients: &[UnixStream]) {
+    for (_, other) in clients.iter().enumerate().filter(|(number, _)| *number != client) {
+        // Those that have gone already are not connected.
+        drop(other.shutdown(Shutdown::Both));
+    }
+}
 
 /// Holds the container of a [`Pit`] and answers on a socket.
 struct Daemon {
@@ -29,6 +47,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(pit: &Pit) -> Self {
+        Self::start_with(pit, Memory::Long)
+    }
+
+    fn start_with(pit: &Pit, memory: Memory) -> Self {
         let socket = pit.path("control");
         let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
         let program = "pitstopd".to_owned();
@@ -38,12 +60,23 @@ impl Daemon {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (stopped, sees) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = std::thread::spawn(move || {
-            for client in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    break;
+            let clients: Mutex<Vec<UnixStream>> = Mutex::default();
+            std::thread::scope(|scope| {
+                for (number, client) in listener.incoming().map(Result::unwrap).enumerate() {
+                    if stopped.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    clients.lock().unwrap().push(client.try_clone().unwrap());
+                    let (container, clients, sees) = (&container, &clients, &*sees);
+                    scope.spawn(move || {
+                        serve(client, container, sees, |command| {
+                            if memory == Memory::Short && command == "x-pitstop-read" {
+                                forget_others(number, &clients.lock().unwrap());
+                            }
+                        });
+                    });
                 }
-                serve(client.unwrap(), &container, &sees);
-            }
+            });
             container.close().unwrap();
         });
         Self { stop, socket, thread: Some(thread), seen }
@@ -59,7 +92,7 @@ impl Drop for Daemon {
     }
 }
 
-fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>) {
+fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>, answered: impl Fn(&str)) {
     let greeting = json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": "pitstop 0.1.0"}, "capabilities": []}});
     write!(client, "{greeting}\r\n").unwrap();
     let lines = BufReader::new(client.try_clone().unwrap()).lines();
@@ -71,7 +104,10 @@ fn serve(mut client: UnixStream, container: &Container, seen: &Mutex<Vec<Value>>
             Err((class, desc)) => json!({ "error": { "class": class, "desc": desc } }),
         };
         reply["id"] = request["id"].clone();
-        write!(client, "{reply}\r\n").unwrap();
+        if write!(client, "{reply}\r\n").is_err() {
+            return;
+        }
+        answered(request["execute"].as_str().unwrap());
     }
 }
 
@@ -103,6 +139,12 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
         // Few ranges a step, as if there were many.
         "x-pitstop-map" => json!(container.map(text("name"), start(), listing()).map_err(failed)?),
         "x-pitstop-diff" => json!(container.diff(text("a"), text("b"), start(), listing()).map_err(failed)?),
+        "x-pitstop-read" => {
+            let volume = container.volume(text("name")).map_err(failed)?;
+            let mut bytes = vec![0; arguments["length"].as_u64().unwrap() as usize];
+            VolumeIo::new(container, volume).read_at(&mut bytes, start()).map_err(failed)?;
+            json!({ "data": BASE64_STANDARD.encode(bytes) })
+        }
         "x-pitstop-volume-create" => {
             let (size, durability) = (arguments["size"].as_u64().unwrap(), durability(arguments).unwrap());
             json!({ "volume": container.create_volume_with(text("name"), size, durability).map_err(failed)? })
@@ -318,6 +360,24 @@ fn steps_of_different_heads_are_not_joined() {
     assert_eq!((&map["others-bytes"], &map["size-bytes"]), (&json!(8 * 4096), &json!(1 << 20)));
     pit.ok(&["map", "disks.pit", "moving-map"]);
     drop(daemon);
+}
+
+// rule: CTL-25
+#[test]
+fn a_client_that_is_dropped_while_it_moves_data_ends_well() {
+    let pit = Pit::new();
+    let golden = common::noise(4 << 20, 1);
+    std::fs::write(pit.path("golden.raw"), &golden).unwrap();
+    pit.ok(&["import", "disks.pit", "golden", "golden.raw"]);
+    pit.ok(&["snapshot", "disks.pit", "golden", "ci"]);
+    let daemon = Daemon::start_with(&pit, Memory::Short);
+    pit.ok(&["export", "disks.pit", "golden", "out.raw"]);
+    assert!(std::fs::read(pit.path("out.raw")).unwrap() == golden);
+    pit.ok(&["compare", "disks.pit", "golden", "ci"]);
+    pit.ok(&["compare", "disks.pit", "ci", "--file", "golden.raw"]);
+    drop(daemon);
+    // No copy that was made for it is left.
+    assert_eq!(pit.names(), ["ci", "golden"]);
 }
 
 /// The oldest copy of a volume named `busy`: it cannot be deleted.

@@ -4,6 +4,7 @@
 //! tables and charts of what was measured. Does not judge: a missed target is a row of the table, no error.
 
 mod chart;
+mod copies;
 mod crowd;
 mod device;
 mod files;

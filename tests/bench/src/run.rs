@@ -20,7 +20,7 @@ use crate::place::{Place, Results};
 use crate::rows::Row;
 use crate::serve::Effort;
 use crate::works::{Area, Backend, Pattern, Shape, WORKS, Work};
-use crate::{machine, operations, scale, wear};
+use crate::{copies, machine, operations, scale, wear};
 
 /// Bytes of a volume on disk and in memory; and both with `--quick`.
 const VOLUME_LEN: [u64; 2] = [2 << 30, 1 << 30];
@@ -43,6 +43,12 @@ pub(crate) struct Part {
 /// Every such part.
 pub(crate) const PARTS: &[Part] = &[
     Part { name: "operations", title: "Operations", run: operations::run, rows: operations::rows },
+    Part {
+        name: "copies",
+        title: "Copies in the background, and of many volumes",
+        run: copies::run,
+        rows: copies::rows,
+    },
     Part { name: "wear", title: "Space and wear", run: wear::run, rows: wear::rows },
     Part { name: "scale", title: "Scale", run: scale::run, rows: scale::rows },
 ];

@@ -116,7 +116,13 @@ impl Daemon {
     }
 
     fn tell(&mut self, command: &'static str, arguments: Value) -> Result<Value> {
-        self.qmp.execute(command, arguments).map_err(|error| match error {
+        let mut answer = self.qmp.execute(command, arguments.clone());
+        // The daemon drops a client that has taken no events for long, such as one that moved data (CTL-25).
+        if changes_nothing(command) && matches!(answer, Err(QmpError::Io(_) | QmpError::Closed { .. })) {
+            self.qmp = Self::connect(&self.container, self.holder.clone(), &self.socket)?.qmp;
+            answer = self.qmp.execute(command, arguments);
+        }
+        answer.map_err(|error| match error {
             error if error.is_command_not_found() => Error::Unknown { holder: self.holder_name(), command },
             QmpError::Command { desc, .. } => Error::Refused { message: desc },
             error => Error::NoAnswer {
@@ -127,6 +133,11 @@ impl Daemon {
             },
         })
     }
+}
+
+/// Whether a command may be sent again when nobody knows whether it was carried out.
+fn changes_nothing(command: &str) -> bool {
+    command.starts_with("x-pitstop-query-") || ["x-pitstop-map", "x-pitstop-diff", "x-pitstop-read"].contains(&command)
 }
 
 impl Session for Daemon {

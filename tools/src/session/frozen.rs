@@ -10,7 +10,7 @@ use std::path::Path;
 use pitstop_format::NewCopy;
 
 use super::{Access, Session, open};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::render::printable;
 
 /// Bytes of a volume's name that its copy's name repeats.
@@ -26,7 +26,7 @@ pub(crate) fn with<T>(
 ) -> Result<T> {
     let mut session = open(path, Access::Read)?;
     let result = if session.holder().is_some() {
-        with_copies(session.as_mut(), verb, names, work)
+        with_copies(path, session.as_mut(), verb, names, work)
     } else {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         work(session.as_mut(), &names)
@@ -37,6 +37,7 @@ pub(crate) fn with<T>(
 }
 
 fn with_copies<T>(
+    path: &Path,
     session: &mut dyn Session,
     verb: &str,
     names: &[&str],
@@ -55,16 +56,40 @@ fn with_copies<T>(
         name: format!("{}{random:08x}-{number}", stem(verb, name)),
     };
     let copies: Vec<NewCopy> = names.iter().enumerate().map(copy).collect();
-    session.snapshot_group(&copies)?;
+    let made = session.snapshot_group(&copies).map(drop);
     let copies: Vec<String> = copies.into_iter().map(|copy| copy.name).collect();
-    let result = work(session, &copies);
+    match made {
+        Ok(()) => {
+            let result = work(session, &copies);
+            delete(path, &copies);
+            result
+        }
+        // Nobody knows whether there are any.
+        Err(error @ Error::NoAnswer { .. }) => {
+            delete(path, &copies);
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes copies, by a session of its own: the daemon may have dropped the one that moved data and took no events
+/// meanwhile (CTL-25), or may have ended.
+fn delete(path: &Path, copies: &[String]) {
+    let mut session = open(path, Access::Change);
     // All of them, even if one stays.
-    for copy in &copies {
-        if let Err(error) = session.delete_volume(copy) {
-            crate::tell(format_args!("the copy '{copy}' is left; delete it with `pitstop delete` ({error})"));
+    for copy in copies {
+        let deleted = match &mut session {
+            Ok(session) => session.delete_volume(copy).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = deleted {
+            crate::tell(format_args!("the copy '{copy}' may be left; delete it with `pitstop delete` ({error})"));
         }
     }
-    result
+    if let Err(error) = session.and_then(Session::close) {
+        crate::tell(format_args!("{error}"));
+    }
 }
 
 /// What the name of a volume's copy begins with.
