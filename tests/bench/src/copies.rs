@@ -136,7 +136,7 @@ fn beside(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
             drop(qmp);
             server.end()?;
             qemu_img_create(&overlay, "cluster_size=64k", Contents::Of { base: &golden, format: "qcow2" })?;
-            let server = Server::storage_daemon(place, std::slice::from_ref(&overlay), Threads::Two)?;
+            let server = Server::storage_daemon(place, std::slice::from_ref(&overlay), Threads::Main)?;
             let mut qmp = server.qmp()?;
             let begin = |qmp: &mut Qmp| {
                 qmp.execute("block-stream", json!({ "job-id": "stream", "device": "disk-0" }))?;
@@ -212,7 +212,7 @@ fn groups(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
         qemu_img_create(image, "cluster_size=64k", Contents::Zeros { size_bytes: GIB })?;
     }
     let ours = Server::pitstopd(place, &container, &names)?;
-    let theirs = Server::storage_daemon(place, &images, Threads::Two)?;
+    let theirs = Server::storage_daemon(place, &images, Threads::Main)?;
     let (mut our_qmp, mut their_qmp) = (ours.qmp()?, theirs.qmp()?);
     let mut overlays = Vec::new();
     // The first turn of each writes to places for the first time.

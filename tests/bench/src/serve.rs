@@ -38,7 +38,8 @@ impl Effort {
 /// Which threads of `qemu-storage-daemon` serve guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
-    /// The one that also runs commands: with another, QEMU 10.0.2 hangs in an internal snapshot while a guest writes.
+    /// The one that also runs commands: with another, QEMU 10.0.2 hangs in an internal snapshot, or one of fifty volumes,
+    /// while guests write, and dies of an assertion when a stream begins.
     Main,
     /// Two others, which is faster.
     Two,
