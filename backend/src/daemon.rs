@@ -274,9 +274,9 @@ impl std::fmt::Debug for Daemon {
 impl Daemon {
     /// A daemon over an open container, without exports. `disk` must be the disk under `container`.
     pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> std::result::Result<Arc<Self>, ExportError> {
-        let resources = Resources::new(container.clone(), disk)?;
+        let resources = Resources::new(container, disk)?;
         Ok(Arc::new(Daemon {
-            jobs: Jobs::new(container, Arc::clone(resources.events())),
+            jobs: Arc::clone(resources.jobs()),
             resources,
             exports: Mutex::default(),
             export_ended: Condvar::new(),

@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::config::{ExportConfig, SocketSource};
 use crate::dataplane::DataDisk;
 use crate::events::Events;
-use crate::jobs::Activity;
+use crate::jobs::{Activity, Jobs};
 use crate::on_connect::{NotRefreshed, RefreshOnConnect, Sizes};
 use crate::session::{Served, Session};
 use crate::socket::{MAX_PATH_LEN, SocketFile, has_bytes, is_listened_on, listen_at};
@@ -82,16 +82,19 @@ pub(crate) struct Resources {
     container: Container,
     disk: Arc<DataDisk>,
     events: Arc<Events>,
+    jobs: Arc<Jobs>,
     sizes: Sizes,
 }
 
 impl Resources {
     /// `disk` must be the disk under `container`.
     pub(crate) fn new(container: Container, disk: Arc<FileDisk>) -> Result<Self, ExportError> {
+        let events = Arc::<Events>::default();
         Ok(Resources {
+            jobs: Jobs::new(container.clone(), Arc::clone(&events)),
             container,
             disk: Arc::new(DataDisk::new(disk)?),
-            events: Arc::default(),
+            events,
             sizes: Sizes::default(),
         })
     }
@@ -102,6 +105,11 @@ impl Resources {
 
     pub(crate) fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// What works in the background.
+    pub(crate) fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     /// Whether guests are active.
@@ -161,6 +169,7 @@ impl Export {
                 container: resources.container.clone(),
                 sizes: Arc::clone(&resources.sizes),
                 events: Arc::clone(&resources.events),
+                jobs: Arc::clone(&resources.jobs),
                 refusals: Mutex::default(),
             }),
             connected: AtomicBool::new(false),

@@ -12,6 +12,7 @@ use pitstop_format::{Container, Error, Volume};
 use crate::daemon::Event;
 use crate::events::Events;
 use crate::failure_log::FailureLog;
+use crate::jobs::Jobs;
 
 /// How long the next connection waits after the first that was refused; after each further one twice as long.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +37,8 @@ pub(crate) struct RefreshOnConnect {
     pub(crate) sizes: Sizes,
     /// Whom to tell.
     pub(crate) events: Arc<Events>,
+    /// Where the sealing of what it froze goes on (JOB-30).
+    pub(crate) jobs: Arc<Jobs>,
     /// What was refused lately; nothing at first.
     pub(crate) refusals: Mutex<Refusals>,
 }
@@ -106,6 +109,7 @@ impl RefreshOnConnect {
         match refreshed {
             Ok(info) => {
                 *self.refusals() = Refusals::default();
+                self.jobs.take_up_seals();
                 let elapsed_ms = started.elapsed().as_millis();
                 log::info!("export {id}: volume '{}' refreshed from '{source}' in {elapsed_ms} ms", info.name);
                 self.events.emit(&Event::VolumeRefreshed { volume: info.name, source });

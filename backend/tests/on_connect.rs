@@ -330,3 +330,31 @@ fn exports_that_could_not_be_refreshed_are_refused() {
         assert!(messages.contains(part), "{messages}");
     }
 }
+
+// rule: JOB-30 — the sealing of what a connection froze has a job when the connection's refresh is told of.
+#[test]
+fn what_a_connection_freezes_is_sealed_at_once() {
+    let mut scene = Scene::new();
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-volume-set", json!({"name": "golden", "verify": "copy"}));
+    let mut golden = scene.guest("golden");
+    golden.write(0, &[5; 8192]);
+    golden.flush();
+    let has_jobs = |qmp: &mut Qmp| qmp.order("query-jobs", json!({})) != json!([]);
+    wait_until("the first sealing", || !has_jobs(&mut qmp));
+    let mut watcher = scene.qmp();
+    drop(scene.guest("ci"));
+    let mut created = false;
+    loop {
+        let (event, data) = watcher.next_event();
+        match event.as_str() {
+            "JOB_STATUS_CHANGE" => {
+                created |= data["status"] == "created" && data["id"].as_str().unwrap().starts_with("seal-");
+            }
+            "X_PITSTOP_VOLUME_REFRESHED" => break,
+            _ => {}
+        }
+    }
+    assert!(created, "the refresh is told of before the job that it began");
+    scene.stop();
+}

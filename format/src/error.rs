@@ -222,6 +222,31 @@ pub enum Error {
     /// The one who asked for a check gave it up.
     #[error("the check was given up before it ended; check again")]
     CheckGivenUp,
+    /// Everything else that is frozen of a volume is sealed.
+    #[error(
+        "{places} {} cannot be read and {} not sealed, everything else is; the first: {first}; mend the storage and seal \
+         again, or do without",
+        if *.places == 1 { "block or table page" } else { "blocks or table pages" },
+        if *.places == 1 { "is" } else { "are" }
+    )]
+    NotAllSealed {
+        /// Blocks, and table pages, that cannot be read.
+        places: u64,
+        /// What the first of them gave.
+        first: Box<Error>,
+    },
+    /// A block cannot be read.
+    #[error("cannot read block {block} of layer {layer} (offset {offset}): {source}")]
+    BlockUnreadable {
+        /// The layer that has it.
+        layer: LayerId,
+        /// Its number in the layer, of blocks of 4096 bytes.
+        block: u64,
+        /// Byte offset in the container.
+        offset: u64,
+        /// What the disk says.
+        source: io::Error,
+    },
     /// The one who asked for a step of a map or a difference gave it up.
     #[error("the listing was given up before it ended; list again")]
     ListingGivenUp,
@@ -238,7 +263,10 @@ impl Error {
 
 /// A structure that is damaged, misplaced, or contradicts another.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("corrupt {structure} at {place}: found {found}, expected {expected} [{rule}]; run `pitstop check`")]
+#[error(
+    "corrupt {structure} at {place}: found {found}, expected {expected} [{rule}]; run `pitstop check{}`",
+    if *.structure == "data" { " --data" } else { "" }
+)]
 pub struct Corruption {
     /// Kind of structure.
     pub structure: &'static str,

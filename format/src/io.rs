@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use crate::container::Container;
 use crate::container::flush_waker;
+use crate::container::{Check, Container, TaggedPart, TaggedRead};
 use crate::error::{Error, Result};
 use crate::sync::thread;
-use crate::units::{BLOCK_LEN, MIN_IO_LEN, SLAB_LEN, SlabNo, mask_of};
+use crate::units::{BLOCK_LEN, MIN_IO_LEN};
 use crate::volume::{Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, ZeroKind};
 
 /// Largest piece that one plan covers.
@@ -61,14 +61,20 @@ impl VolumeIo {
         let mut at = offset;
         for piece in buf.chunks_mut(STEP as usize) {
             let range = at..at + piece.len() as u64;
-            self.planned(|_| self.volume.plan_read(range.clone(), &mut plan))?;
+            let mut parts = loop {
+                self.planned(|_| self.volume.plan_read(range.clone(), &mut plan))?;
+                let mut read = TaggedRead::of_plan(&plan);
+                if self.container.load_tags(&mut read)? {
+                    break read.into_parts();
+                }
+            };
             let mut rest = &mut *piece;
             for segment in plan.segments() {
                 match *segment {
                     ReadSegment::Data { disk_offset, len } => {
                         let (now, later) = rest.split_at_mut(len as usize);
                         self.container.disk().read_at(now, disk_offset).map_err(Error::io("cannot read data"))?;
-                        self.verify(now, disk_offset)?;
+                        self.verify(now, &mut parts)?;
                         rest = later;
                     }
                     ReadSegment::Zero { len } => {
@@ -83,30 +89,33 @@ impl VolumeIo {
         Ok(())
     }
 
-    /// Refuses bytes that were read from the container if they are not what was sealed (TAG-5); the plan that led to them is
-    /// still there. A block that was read in part is read again as a whole.
-    fn verify(&self, bytes: &mut [u8], disk_offset: u64) -> Result<()> {
-        let end = disk_offset + bytes.len() as u64;
-        let mut at = disk_offset;
-        while at < end {
-            let (slab, start) = (SlabNo(at / SLAB_LEN), at / SLAB_LEN * SLAB_LEN);
-            let first = at / BLOCK_LEN * BLOCK_LEN;
-            let last = end.min(start + SLAB_LEN).next_multiple_of(BLOCK_LEN);
-            let mask = mask_of((first - start) / BLOCK_LEN, (last - start) / BLOCK_LEN);
-            if first >= disk_offset && last <= end {
-                let (from, to) = ((first - disk_offset) as usize, (last - disk_offset) as usize);
-                self.container.verify(slab, mask, &bytes[from..to])?;
-            } else if self.container.has_tags(slab)? {
-                let mut whole = vec![0; (last - first) as usize];
-                self.container.disk().read_at(&mut whole, first).map_err(Error::io("cannot read data"))?;
-                self.container.verify(slab, mask, &whole)?;
-                let (from, to) = (first.max(disk_offset), last.min(end));
-                let verified = &whole[(from - first) as usize..(to - first) as usize];
-                bytes[(from - disk_offset) as usize..(to - disk_offset) as usize].copy_from_slice(verified);
+    /// Refuses bytes that were read from the container if they are not what was sealed (TAG-5); `parts` go on with theirs. A
+    /// block that was read in part is read again as a whole.
+    fn verify(&self, bytes: &mut [u8], parts: &mut impl Iterator<Item = TaggedPart>) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Some(TaggedPart { disk_offset, len, check }) = parts.next() else {
+                unreachable!("the parts are those of the plan that was read")
+            };
+            let (now, later) = rest.split_at_mut(len as usize);
+            rest = later;
+            let Some(check) = check else { continue };
+            if (check.disk_offset(), check.len_bytes()) == (disk_offset, len) {
+                check.verify(now)?;
+            } else {
+                let whole = self.read_whole(&check)?;
+                now.copy_from_slice(&whole[(disk_offset - check.disk_offset()) as usize..][..now.len()]);
             }
-            at = last;
         }
         Ok(())
+    }
+
+    /// The blocks of a check, verified.
+    fn read_whole(&self, check: &Check) -> Result<Vec<u8>> {
+        let mut whole = vec![0; check.len_bytes() as usize];
+        self.container.disk().read_at(&mut whole, check.disk_offset()).map_err(Error::io("cannot read data"))?;
+        check.verify(&whole)?;
+        Ok(whole)
     }
 
     /// Writes `buf` at `offset`; length and offset are multiples of 512. Durable after [`VolumeIo::flush`].
@@ -114,20 +123,36 @@ impl VolumeIo {
         let mut at = offset;
         for piece in buf.chunks(STEP as usize) {
             let range = at..at + piece.len() as u64;
-            let ticket = self.planned(|waker| self.volume.plan_write(range.clone(), waker))?;
-            self.carry_out(piece, ticket.segments(), ticket.edges())?;
+            let (ticket, sources) = loop {
+                let ticket = self.planned(|waker| self.volume.plan_write(range.clone(), waker))?;
+                if let Some(sources) = self.sources_of(ticket.edges())? {
+                    break (ticket, sources);
+                }
+            };
+            self.carry_out(piece, ticket.segments(), ticket.edges(), sources)?;
             ticket.complete();
             at = range.end;
         }
         Ok(())
     }
 
-    fn carry_out(&self, buf: &[u8], segments: &[WriteSegment], edges: &[Edge]) -> Result<()> {
+    /// Where the rest of blocks comes from; nothing if that is elsewhere by now.
+    fn sources_of(&self, edges: &[Edge]) -> Result<Option<TaggedRead>> {
+        let mut read = TaggedRead::of_edges(edges);
+        Ok(self.container.load_tags(&mut read)?.then_some(read))
+    }
+
+    fn carry_out(&self, buf: &[u8], segments: &[WriteSegment], edges: &[Edge], sources: TaggedRead) -> Result<()> {
         let disk = self.container.disk();
+        let mut sources = sources.into_parts();
         for edge in edges {
             let mut block = vec![0; BLOCK_LEN as usize];
             if let EdgeSource::Disk { offset } = edge.source {
-                disk.read_at(&mut block, offset).map_err(Error::io("cannot read data"))?;
+                // A copy: what was damaged must not become the volume's own.
+                match sources.next().and_then(|part| part.check) {
+                    Some(check) => block = self.read_whole(&check)?,
+                    None => disk.read_at(&mut block, offset).map_err(Error::io("cannot read data"))?,
+                }
             }
             let from = edge.buffer_offset as usize;
             block[edge.offset_in_block..edge.offset_in_block + edge.len].copy_from_slice(&buf[from..from + edge.len]);
@@ -155,10 +180,15 @@ impl VolumeIo {
         let mut rest = Some(range);
         while let Some(range) = rest {
             let ticket = self.planned(|waker| self.volume.plan_zero(range.clone(), kind, waker))?;
+            let Some(sources) = self.sources_of(ticket.edges())? else {
+                // Whole blocks have been zeroed, which may be done twice.
+                rest = Some(range);
+                continue;
+            };
             let longest = ticket.segments().iter().map(|s| s.buffer_offset + s.len);
             let longest = longest.chain(ticket.edges().iter().map(|e| e.buffer_offset + e.len as u64)).max();
             let zeros = vec![0; longest.unwrap_or(0) as usize];
-            self.carry_out(&zeros, ticket.segments(), ticket.edges())?;
+            self.carry_out(&zeros, ticket.segments(), ticket.edges(), sources)?;
             rest = ticket.remaining();
             ticket.complete();
         }

@@ -22,10 +22,11 @@ mod units;
 mod volume;
 
 pub use container::{
-    BackgroundKind, BackgroundWork, ChangedIn, Container, ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange,
-    DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend,
-    LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, Moved, NewCopy, OpenMode, Origin, PendingCopy,
-    Relation, RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, VolumeChange, VolumeInfo, VolumeState,
+    BackgroundKind, BackgroundWork, ChangedIn, Check, Container, ContainerInfo, Content, CreateOptions, DiffCounts,
+    DiffRange, DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration,
+    JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, Moved, NewCopy, OpenMode, Origin,
+    PendingCopy, Relation, RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep, TaggedPart,
+    TaggedRead, VolumeChange, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -10,6 +10,7 @@ mod pages;
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use crash::SECTOR;
@@ -96,6 +97,8 @@ struct Inner {
     record: Option<Vec<Event>>,
     limit: Option<u64>,
     injection: Option<Injection>,
+    /// Where reads fail.
+    unreadable: Vec<Range<u64>>,
     /// Failures that were injected.
     injected: u64,
     reads: u64,
@@ -186,6 +189,11 @@ impl SimDisk {
     /// Fails requests as the injection says, until told otherwise.
     pub fn inject(&self, injection: Option<Injection>) {
         self.lock().injection = injection;
+    }
+
+    /// Fails reads that touch one of these ranges of bytes with EIO, until told otherwise.
+    pub fn make_unreadable(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        self.lock().unreadable = ranges.into_iter().collect();
     }
 
     /// Failures injected so far.
@@ -330,8 +338,12 @@ impl Disk for SimDisk {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let mut inner = self.lock();
         inner.check(Fault::Read)?;
-        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > inner.len) {
+        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= inner.len);
+        let Some(end) = end else {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        if inner.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+            return Err(io::Error::from_raw_os_error(5));
         }
         inner.reads += 1;
         inner.pages.read(buf, offset);

@@ -70,8 +70,8 @@ async def questions(client):
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-query-volumes", name="no-such")
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-volume-hydrate", name="no-such")
     await expect_error(client, "DeviceNotFound", "no-such", "x-pitstop-volume-seal", name="no-such")
-    await expect_error(client, "GenericError", "does not accept value 'always'", "x-pitstop-volume-set",
-                       name="golden", verify="always")
+    await expect_error(client, "GenericError", "does not accept value 'never'", "x-pitstop-volume-set",
+                       name="golden", verify="never")
     verified = await client.execute("x-pitstop-check", {"data": True})
     assert verified["corruptions"] == 0 and "data-bytes-verified" in verified, verified
     # What an import is sealed for may go on for a moment.
@@ -103,8 +103,9 @@ async def volumes(client, watcher):
     created = await client.execute("x-pitstop-volume-create", {"name": "qmp-1", "size": 1 << 20})
     assert created["volume"]["size-bytes"] == 1 << 20, created
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-1"}
-    changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "verify": "copy"})
-    assert changed["volume"]["verify"] == "copy", changed
+    for verify in ["copy", "always"]:
+        changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "verify": verify})
+        assert changed["volume"]["verify"] == verify, changed
     text = "'qmp-\u00e9' is not a volume name"
     await expect_error(client, "GenericError", text, "x-pitstop-volume-create", name="qmp-\u00e9", size=1 << 20)
     changed = await client.execute("x-pitstop-volume-set", {"name": "qmp-1", "durability": "none"})

@@ -89,7 +89,8 @@ enum Verb {
         group = clap::ArgGroup::new("change").required(true).multiple(true),
         after_help = "Examples:\n  \
             pitstop set disks.pit ci-1 --durability none\n  \
-            pitstop set disks.pit ci-1 --defined"
+            pitstop set disks.pit ci-1 --defined\n  \
+            pitstop set disks.pit ci-1 --verify always"
     )]
     Set {
         #[command(flatten)]

@@ -1,6 +1,7 @@
 //! The way of the data: one thread and one io_uring per queue, straight between guest memory and the container.
 //!
-//! `worker` runs a queue; `task` is one guest request on its way through plan, transfers and completion; `transfer` is
+//! `worker` runs a queue; `task` is one guest request on its way through plan, transfers and completion; `start` makes transfers
+//! of a plan; `transfer` is
 //! one operation on the file, `transfers` are all of a queue, `merged` those that carry several; `buffers` are guest and
 //! bounce memory; `ring` is io_uring; `wake` lets other threads reach a worker. Invariant: when a worker has ended, no
 //! operation of its queue is under way. Does not: speak vhost-user.
@@ -9,6 +10,7 @@ mod buffers;
 mod merged;
 mod polling;
 mod ring;
+mod start;
 mod task;
 mod transfer;
 mod transfers;
@@ -198,3 +200,6 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
         if new < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(new)) }
     }
 }
+
+#[cfg(test)]
+mod verify_tests;

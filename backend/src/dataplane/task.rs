@@ -11,13 +11,14 @@ use std::task::Waker;
 
 use libc::iovec;
 use pitstop_format::{
-    Container, Edge, EdgeSource, Flush, FlushStep, JournalAppend, PageLoad, Planned, ReadPlan, ReadSegment, Volume,
-    WriteSegment, WriteTicket, ZeroKind, ZeroTicket,
+    Container, Flush, FlushStep, JournalAppend, PageLoad, Planned, ReadPlan, TagLoad, TagStep, TaggedRead, Volume,
+    WriteTicket, ZeroKind, ZeroTicket,
 };
 use vm_memory::GuestAddress;
 
 use super::Durability;
-use super::buffers::{AlignedBuf, HostBuffer, MAX_ZEROS_LEN, cut_zeros};
+use super::buffers::{AlignedBuf, HostBuffer, cut_zeros};
+use super::start::{start_read, start_verified_read, start_write};
 use super::transfer::Kind;
 use super::transfers::{Finished, Transfers};
 use crate::trouble::Operation;
@@ -41,12 +42,40 @@ pub(crate) enum Work {
 enum Stage {
     Planning,
     Loading(PageLoad),
+    LoadingTags(Box<LoadingTags>),
     Reading(ReadPlan),
     Writing(WriteTicket),
     Zeroing(ZeroTicket),
     Flushing(Flush),
     /// The record is boxed so that its bytes stay where they are while the kernel reads them.
     Appending(Flush, Box<JournalAppend>),
+}
+
+/// What has been planned and not begun.
+#[derive(Debug)]
+enum Ready {
+    Read(ReadPlan),
+    Write(WriteTicket),
+    Zero(ZeroTicket),
+}
+
+impl Ready {
+    /// What of it is read, by the guest or to complete a block.
+    fn reads(&self) -> TaggedRead {
+        match self {
+            Self::Read(plan) => TaggedRead::of_plan(plan),
+            Self::Write(ticket) => TaggedRead::of_edges(ticket.edges()),
+            Self::Zero(ticket) => TaggedRead::of_edges(ticket.edges()),
+        }
+    }
+}
+
+/// A plan that waits for tags of what it reads.
+#[derive(Debug)]
+struct LoadingTags {
+    ready: Ready,
+    read: TaggedRead,
+    load: TagLoad,
 }
 
 /// A request under way.
@@ -138,12 +167,15 @@ impl Task {
         if matches!(self.stage, Stage::Flushing(_) | Stage::Appending(..)) {
             // The first error stays: one lost piece makes the whole worthless. The flush decides what that means.
             if !matches!(self.flush_result, Some(Err(_))) {
-                self.flush_result = Some(finished.result.map(drop));
+                self.flush_result = Some(finished.result.map(drop).map_err(|error| match error {
+                    RequestError::Io(error) => error,
+                    error => io::Error::other(error.to_string()),
+                }));
             }
         } else {
             match finished.result {
                 Ok(page) => self.page = self.page.take().or(page),
-                Err(error) => self.failure = Some(error.into()),
+                Err(error) => self.failure = Some(error),
             }
         }
         self.pending == 0
@@ -176,6 +208,14 @@ impl Task {
                 {
                     self.load(id, next, context);
                 }
+                Ok(None)
+            }
+            Stage::LoadingTags(loading) => {
+                let LoadingTags { ready, mut read, load } = *loading;
+                if let Some(page) = self.page.take() {
+                    context.container.install_tags(&mut read, load, &page);
+                }
+                self.look_up_tags(id, ready, read, context);
                 Ok(None)
             }
             Stage::Reading(mut plan) => {
@@ -226,23 +266,20 @@ impl Task {
 
     fn plan(&mut self, id: usize, context: &mut Context<'_>) -> Result<Option<Advance>, RequestError> {
         let load = match &self.work {
-            Work::Read { range, buffer } => {
+            Work::Read { range, .. } => {
                 let mut plan = context.spare_plan.take().unwrap_or_default();
                 match context.volume.plan_read(range.clone(), &mut plan)? {
                     Planned::Ready(()) => {
-                        self.pending = start_read(id, &plan, buffer, context.transfers);
-                        self.stage = Stage::Reading(plan);
+                        self.begin(id, Ready::Read(plan), context);
                         return Ok(None);
                     }
                     Planned::NeedPage(load) => load,
                     Planned::Busy => return Ok(Some(Advance::Parked)),
                 }
             }
-            Work::Write { range, buffer } => match context.volume.plan_write(range.clone(), context.waker)? {
+            Work::Write { range, .. } => match context.volume.plan_write(range.clone(), context.waker)? {
                 Planned::Ready(ticket) => {
-                    let cut = |offset, len, pieces: &mut Vec<iovec>| buffer.cut(offset, len, pieces);
-                    self.pending = start_write(id, ticket.segments(), ticket.edges(), context.transfers, cut);
-                    self.stage = Stage::Writing(ticket);
+                    self.begin(id, Ready::Write(ticket), context);
                     return Ok(None);
                 }
                 Planned::NeedPage(load) => load,
@@ -252,9 +289,7 @@ impl Task {
                 let Some(range) = ranges.front() else { return Ok(self.written(context)) };
                 match context.volume.plan_zero(range.clone(), *kind, context.waker)? {
                     Planned::Ready(ticket) => {
-                        let cut = |_, len, pieces: &mut Vec<iovec>| cut_zeros(len, pieces);
-                        self.pending = start_write(id, ticket.segments(), ticket.edges(), context.transfers, cut);
-                        self.stage = Stage::Zeroing(ticket);
+                        self.begin(id, Ready::Zero(ticket), context);
                         return Ok(None);
                     }
                     Planned::NeedPage(load) => load,
@@ -268,6 +303,53 @@ impl Task {
         };
         self.load(id, load, context);
         Ok(None)
+    }
+
+    /// Begins what has been planned; what it reads is verified if the volume says so (TAG-14, TAG-15).
+    fn begin(&mut self, id: usize, ready: Ready, context: &mut Context<'_>) {
+        if context.volume.verifies_reads() {
+            let read = ready.reads();
+            if !read.is_empty() {
+                return self.look_up_tags(id, ready, read, context);
+            }
+        }
+        self.carry_out(id, ready, None, context);
+    }
+
+    /// Goes on when the tags are known; if the data is elsewhere by now, it is planned again.
+    fn look_up_tags(&mut self, id: usize, ready: Ready, mut read: TaggedRead, context: &mut Context<'_>) {
+        match context.container.look_up_tags(&mut read) {
+            TagStep::Ready => self.carry_out(id, ready, Some(read), context),
+            TagStep::NeedTags(load) => {
+                self.pending = context.transfers.start(id, Kind::ReadPage, Vec::new(), load.offset());
+                self.stage = Stage::LoadingTags(Box::new(LoadingTags { ready, read, load }));
+            }
+            TagStep::Moved => self.stage = Stage::Planning,
+        }
+    }
+
+    fn carry_out(&mut self, id: usize, ready: Ready, read: Option<TaggedRead>, context: &mut Context<'_>) {
+        let transfers = &mut *context.transfers;
+        match (ready, &self.work) {
+            (Ready::Read(plan), Work::Read { buffer, .. }) => {
+                self.pending = match read {
+                    None => start_read(id, &plan, buffer, transfers),
+                    Some(read) => start_verified_read(id, &plan, read, buffer, transfers),
+                };
+                self.stage = Stage::Reading(plan);
+            }
+            (Ready::Write(ticket), Work::Write { buffer, .. }) => {
+                let cut = |offset, len, pieces: &mut Vec<iovec>| buffer.cut(offset, len, pieces);
+                self.pending = start_write(id, ticket.segments(), (ticket.edges(), read), transfers, cut);
+                self.stage = Stage::Writing(ticket);
+            }
+            (Ready::Zero(ticket), Work::Zero { .. }) => {
+                let cut = |_, len, pieces: &mut Vec<iovec>| cut_zeros(len, pieces);
+                self.pending = start_write(id, ticket.segments(), (ticket.edges(), read), transfers, cut);
+                self.stage = Stage::Zeroing(ticket);
+            }
+            (ready, work) => panic!("{ready:?} was planned for {work:?}"),
+        }
     }
 
     fn load(&mut self, id: usize, load: PageLoad, context: &mut Context<'_>) {
@@ -302,59 +384,6 @@ impl Task {
         }
         Ok(None)
     }
-}
-
-/// Starts the transfers of a read; parts that read as zeros are filled at once.
-fn start_read(id: usize, plan: &ReadPlan, buffer: &HostBuffer, transfers: &mut Transfers) -> usize {
-    let (mut started, mut done) = (0, 0);
-    for segment in plan.segments() {
-        match *segment {
-            ReadSegment::Data { disk_offset, len } => {
-                let mut pieces = transfers.pieces();
-                buffer.cut(done, len, &mut pieces);
-                started += transfers.start(id, Kind::Read, pieces, disk_offset);
-                done += len;
-            }
-            ReadSegment::Zero { len } => {
-                buffer.fill_zero(done, len);
-                done += len;
-            }
-        }
-    }
-    started
-}
-
-/// Starts the transfers of a write whose bytes `cut` gives.
-fn start_write(
-    id: usize,
-    segments: &[WriteSegment],
-    edges: &[Edge],
-    transfers: &mut Transfers,
-    cut: impl Fn(u64, u64, &mut Vec<iovec>),
-) -> usize {
-    let mut started = 0;
-    for segment in segments {
-        let mut done = 0;
-        while done < segment.len {
-            // Pieces of zeros are short: a long run of them goes in several transfers.
-            let len = (segment.len - done).min(MAX_ZEROS_LEN);
-            let mut pieces = transfers.pieces();
-            cut(segment.buffer_offset + done, len, &mut pieces);
-            started += transfers.start(id, Kind::Write, pieces, segment.disk_offset + done);
-            done += len;
-        }
-    }
-    for edge in edges {
-        let source = match edge.source {
-            EdgeSource::Zero => None,
-            EdgeSource::Disk { offset } => Some(offset),
-        };
-        let mut pieces = transfers.pieces();
-        cut(edge.buffer_offset, edge.len as u64, &mut pieces);
-        let kind = Kind::Edge { source, offset_in_block: edge.offset_in_block };
-        started += transfers.start(id, kind, pieces, edge.disk_offset);
-    }
-    started
 }
 
 /// All tasks of one queue, by number.
@@ -413,7 +442,7 @@ mod tests {
         let mut task = Task::new(0, GuestAddress(0), 0, Work::Flush);
         task.stage = Stage::Flushing(container.volume("v").unwrap().start_flush());
         task.pending = 2;
-        assert!(!task.transfer_ended(Finished { task: 0, result: Err(io::Error::other("lost")) }));
+        assert!(!task.transfer_ended(Finished { task: 0, result: Err(io::Error::other("lost").into()) }));
         assert!(task.transfer_ended(Finished { task: 0, result: Ok(None) }));
         assert!(matches!(task.flush_result, Some(Err(_))));
     }

@@ -1,8 +1,8 @@
 //! One operation on the container's file.
 //!
 //! A transfer moves bytes between memory pieces and the file, completes short operations, repeats interrupted ones, and
-//! goes through a bounce buffer where direct I/O cannot use the pieces as they are. Does not: enter the ring
-//! (`transfers`).
+//! goes through a bounce buffer where direct I/O cannot use the pieces as they are, or where what was read is verified before
+//! anybody sees it. Does not: enter the ring (`transfers`).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,9 +10,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue};
 use libc::iovec;
+use pitstop_format::Check;
 
 use super::DataDisk;
 use super::buffers::{AlignedBuf, advance, gather};
+use crate::virtio::request::RequestError;
 
 /// How often an operation that the kernel refuses for now is tried again.
 const MAX_RETRIES: u32 = 10_000;
@@ -57,15 +59,36 @@ pub(super) struct Transfer {
     /// May go as one operation with its neighbours: direct I/O can use its pieces, and no such operation has failed it.
     pub(super) mergeable: bool,
     pub(super) retries: u32,
+    /// What is read is refused unless it fits this: the whole blocks around it are in the bounce buffer then (TAG-15).
+    pub(super) check: Option<Check>,
+    /// Bytes of the bounce buffer before those that were asked for.
+    pub(super) skip: usize,
 }
 
 /// What a transfer needs after a completion.
 pub(super) enum Progress {
     GoesOn,
-    Ended(io::Result<()>),
+    Ended(Result<(), RequestError>),
 }
 
 impl Transfer {
+    pub(super) fn new(task: usize, kind: Kind, pieces: Vec<iovec>, offset: u64, len: u64) -> Self {
+        Transfer {
+            task,
+            kind,
+            pieces,
+            offset,
+            len,
+            bounce: None,
+            needs_bounce: matches!(kind, Kind::ReadPage | Kind::Edge { .. }),
+            writing_edge: matches!(kind, Kind::Edge { source: None, .. }),
+            mergeable: false,
+            retries: 0,
+            check: None,
+            skip: 0,
+        }
+    }
+
     pub(super) fn fill_bounce(&mut self) {
         let mut bounce = AlignedBuf::zeroed(self.len as usize);
         match self.kind {
@@ -136,7 +159,7 @@ impl Transfer {
             let error = io::Error::from_raw_os_error(-result);
             let again = matches!(-result, libc::EAGAIN | libc::EINTR) && self.retries < MAX_RETRIES;
             self.retries += 1;
-            return if again { Progress::GoesOn } else { Progress::Ended(Err(error)) };
+            return if again { Progress::GoesOn } else { Progress::Ended(Err(error.into())) };
         }
         if self.kind == Kind::Sync {
             return Progress::Ended(Ok(()));
@@ -144,7 +167,7 @@ impl Transfer {
         let moved = result as u64;
         if moved == 0 {
             let kind = if self.is_read() { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::WriteZero };
-            return Progress::Ended(Err(kind.into()));
+            return Progress::Ended(Err(io::Error::from(kind).into()));
         }
         assert!(moved <= self.len, "the kernel moved more than it was asked to");
         self.len -= moved;
@@ -157,6 +180,11 @@ impl Transfer {
         }
         if self.len > 0 {
             return Progress::GoesOn;
+        }
+        if let (true, Some(check), Some(bytes)) = (self.is_read(), &self.check, &self.bounce)
+            && let Err(unfit) = check.verify(bytes)
+        {
+            return Progress::Ended(Err(unfit.into()));
         }
         if reading_edge {
             self.turn_edge_to_writing();

@@ -40,7 +40,7 @@ impl Scene {
     }
 
     /// Runs all that was started to its end; returns what came back.
-    fn finish(&mut self, started: usize) -> Vec<io::Result<Option<AlignedBuf>>> {
+    fn finish(&mut self, started: usize) -> Vec<Result<Option<AlignedBuf>, RequestError>> {
         self.finish_all(started).into_iter().map(|finished| finished.result).collect()
     }
 
@@ -55,7 +55,7 @@ impl Scene {
                 self.transfers.completed(user_data, result, &mut ended);
             }
         }
-        assert_eq!((self.transfers.on_ring, self.transfers.bounces, self.transfers.backlog.len()), (0, 0, 0));
+        assert_eq!((self.transfers.on_ring, self.transfers.bounced_len, self.transfers.backlog.len()), (0, 0, 0));
         ended
     }
 

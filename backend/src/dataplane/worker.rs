@@ -445,9 +445,10 @@ impl Worker {
             return;
         }
         let Some(kept_back) = self.failures.failed(Instant::now()) else { return };
+        let (name, volume) = (&self.name, self.volume.name());
         match kept_back {
-            0 => log::warn!("{}: request failed: {error}", self.name),
-            more => log::warn!("{}: request failed: {error} ({more} more failed before)", self.name),
+            0 => log::warn!("{name}: volume '{volume}': request failed: {error}"),
+            more => log::warn!("{name}: volume '{volume}': request failed: {error} ({more} more failed before)"),
         }
         self.trouble.failed(operation, error);
     }

@@ -79,15 +79,16 @@ impl Jobs {
                 list = self.sleep(list, rest_until - now);
                 continue;
             }
+            // Also while other jobs leave no pause.
+            if self.misses_seals(&list) {
+                drop(list);
+                self.take_up_seals();
+                list = self.lock();
+                continue;
+            }
             let turn = match list.next_turn(now, || share.budget(activity, now)) {
                 Ok(turn) => turn,
                 Err(wait) => {
-                    if self.misses_seals(&list) {
-                        drop(list);
-                        self.take_up_seals();
-                        list = self.lock();
-                        continue;
-                    }
                     self.reap(&mut list);
                     list = self.sleep(list, wait);
                     continue;

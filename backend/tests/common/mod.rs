@@ -299,6 +299,13 @@ impl Qmp {
         }
     }
 
+    /// The next event: its name and data.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn next_event(&mut self) -> (String, serde_json::Value) {
+        let event = if self.events.is_empty() { self.receive() } else { self.events.remove(0) };
+        (event["event"].as_str().unwrap().to_owned(), event["data"].clone())
+    }
+
     fn receive(&mut self) -> serde_json::Value {
         self.try_receive().unwrap()
     }

@@ -416,7 +416,8 @@ fn chk_6_unknown_durability_and_flags_of_a_volume() {
         (slot::volume::FLAGS, 8, true),
         (slot::volume::FLAGS, 16, false),
         (slot::volume::VERIFY, 1, true),
-        (slot::volume::VERIFY, 2, false),
+        (slot::volume::VERIFY, 2, true),
+        (slot::volume::VERIFY, 3, false),
     ] {
         let fixture = Fixture::closed();
         let (number, record) = fixture.volume("ci");

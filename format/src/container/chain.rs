@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use super::Container;
 use super::state::State;
+use super::{Container, Shared};
 use crate::layer::Layer;
 use crate::units::{LayerId, VolumeId};
 
@@ -50,6 +50,23 @@ impl ChainWalk {
             }
             self.next = layer.parent();
         }
+    }
+}
+
+impl Shared {
+    /// Tells `visit` of a layer and all below it, some per hold of the engine lock (MAP-32); returns how many holds that took.
+    pub(super) fn visit_layers(&self, first: Option<Arc<Layer>>, mut visit: impl FnMut(&State, &Layer)) -> usize {
+        let (mut next, mut holds) = (first, 0);
+        while next.is_some() {
+            let state = self.lock();
+            holds += 1;
+            for _ in 0..LAYERS_PER_HOLD {
+                let Some(layer) = next.take() else { break };
+                visit(&state, &layer);
+                next = layer.parent();
+            }
+        }
+        holds
     }
 }
 
@@ -143,6 +160,10 @@ mod tests {
             });
             assert_eq!((own, walk.is_left()), (looked_up, looked_up < 601));
         }
+        let head = container.shared.lock().volumes[&volume].head();
+        let mut visited = 0;
+        let holds = container.shared.visit_layers(Some(head), |_, _| visited += 1);
+        assert_eq!((holds, visited), (3, 601));
         let found = container.own_layers(volume).unwrap();
         assert_eq!((found.all, found.orphans.len()), (true, 0));
         assert_eq!(Some(found.lowest), container.shared.lock().chain(volume).last().map(|(layer, _)| *layer));

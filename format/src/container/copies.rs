@@ -153,7 +153,12 @@ impl Frozen {
         let id = state.names[name];
         let head = add_head(state, self.layer.clone(), self.size);
         let old = state.volume_record(id).head;
+        // What it shows from now on is to be sealed, if it is not known to be (TAG-7).
+        let is_sealed = self.layer.as_ref().is_none_or(|layer| state.is_sealed(layer.id));
         state.update_volume(id, |record| {
+            if record.verify == Verify::Always && !is_sealed {
+                record.seal_more();
+            }
             record.head = head.id;
             record.size = self.size;
             record.origin = Some(self.origin.clone());

@@ -252,6 +252,10 @@ impl Container {
         mut next: u64,
         grace: Arc<Grace>,
     ) -> Result<Progress> {
+        let Some(tags) = self.tags_of_sources(&pieces)? else {
+            // The data is elsewhere by now: looked for again.
+            return Ok(Progress::Copied(0));
+        };
         let mut buffer = Vec::new();
         let reads = reads(&pieces);
         buffer.resize(reads.last().map_or(0, |last| last.start + last.len), 0);
@@ -259,7 +263,7 @@ impl Container {
             let part = &mut buffer[start..start + len];
             self.shared.disk.read_at(part, offset).map_err(Error::io("cannot read a block to copy"))?;
         }
-        let tags = self.verify_pieces(&pieces, &buffer)?;
+        self.verify_pieces(&pieces, &buffer, &tags)?;
         drop(grace);
         let (slabs, hindrance) = match self.claim_pieces(layer, &pieces) {
             Some(claimed) => claimed,

@@ -237,9 +237,8 @@ impl State {
             durability: record.durability,
             undefined: record.undefined,
             verify: record.verify,
-            sealing: self
-                .sealing(id)
-                .map(|Sealing { passed_bytes, total_bytes, .. }| Sealed { passed_bytes, total_bytes }),
+            // Looked up when the engine lock is free again.
+            sealing: None,
             allocated_bytes: allocated * SLAB_LEN,
             head: record.head,
             depth: chain.len() as u32 - 1,
@@ -283,16 +282,29 @@ impl Container {
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let state = self.shared.lock();
-        state.names.values().map(|&id| state.volume_info(id)).collect()
+        let mut infos: Vec<VolumeInfo> = {
+            let state = self.shared.lock();
+            state.names.values().map(|&id| state.volume_info(id)).collect()
+        };
+        infos.iter_mut().for_each(|info| self.add_sealing(info));
+        infos
+    }
+
+    fn add_sealing(&self, info: &mut VolumeInfo) {
+        info.sealing =
+            self.sealing(info.id).map(|Sealing { passed_bytes, total_bytes, .. }| Sealed { passed_bytes, total_bytes });
     }
 
     pub(super) fn volume_info(&self, id: VolumeId) -> Result<VolumeInfo> {
-        let state = self.shared.lock();
-        if !state.volumes.contains_key(&id) {
-            return Err(Error::NoSuchVolume { name: format!("id {id}") });
-        }
-        Ok(state.volume_info(id))
+        let mut info = {
+            let state = self.shared.lock();
+            if !state.volumes.contains_key(&id) {
+                return Err(Error::NoSuchVolume { name: format!("id {id}") });
+            }
+            state.volume_info(id)
+        };
+        self.add_sealing(&mut info);
+        Ok(info)
     }
 
     /// All layers, by id.

@@ -30,6 +30,7 @@ pub(crate) mod ring;
 pub(crate) mod seal;
 mod seal_steps;
 pub(crate) mod state;
+mod tagged;
 mod tags;
 mod verify;
 
@@ -53,6 +54,7 @@ pub use info::{
 pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 pub use seal::{SealEnd, SealStep, Sealing};
+pub use tagged::{Check, TagLoad, TagStep, TaggedPart, TaggedRead};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;

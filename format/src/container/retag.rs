@@ -10,10 +10,14 @@ use crate::layout::tags::SlabTags;
 use crate::units::{LayerId, SlabNo};
 
 impl Container {
-    /// Refuses what was read of the pieces if it is not what it was sealed as; otherwise the tags of their sources (TAG-5).
-    pub(super) fn verify_pieces(&self, pieces: &[Piece], buffer: &[u8]) -> Result<Vec<Option<SlabTags>>> {
+    /// The tags of the pieces' sources, which the caller is about to read; nothing if one of them holds no data any more.
+    pub(super) fn tags_of_sources(&self, pieces: &[Piece]) -> Result<Option<Vec<Option<SlabTags>>>> {
         let slabs: Vec<SlabNo> = pieces.iter().flat_map(|piece| piece.sources()).map(|(_, slab)| *slab).collect();
-        let tags = self.shared.tags_of(&slabs)?;
+        self.shared.tags_before_reading(&slabs)
+    }
+
+    /// Refuses what was read of the pieces if it is not what their sources were sealed as (TAG-5).
+    pub(super) fn verify_pieces(&self, pieces: &[Piece], buffer: &[u8], tags: &[Option<SlabTags>]) -> Result<()> {
         let (mut start, mut of_sources) = (0, tags.iter());
         for piece in pieces {
             let end = start + piece.len_bytes() as usize;
@@ -27,7 +31,7 @@ impl Container {
             }
             start = end;
         }
-        Ok(tags)
+        Ok(())
     }
 
     /// Gives the copies that have been published the tags of their sources, with their own places (TAG-6). Where there is no

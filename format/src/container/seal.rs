@@ -4,6 +4,8 @@
 //! the catalog, so that whatever ends a process ends no sealing. Does not: make tags (see [`super::seal_steps`]), or decide when
 //! that is done: the caller does.
 
+use std::collections::HashSet;
+
 use super::ops::Slots;
 use super::state::State;
 use super::{Container, HydrateWait, OpenMode};
@@ -58,10 +60,34 @@ pub(crate) struct Seal {
     pub(super) todo: Vec<LayerId>,
     /// The layer that is being passed.
     pub(super) at: Option<At>,
+    pub(super) left_out: LeftOut,
+}
+
+/// What could not be read since the sealing began or was gone on with (TAG-13).
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    /// Where that was: these layers are not listed again.
+    pub(super) layers: HashSet<LayerId>,
+    pub(super) places: u64,
+    pub(super) first: Option<Box<Error>>,
+}
+
+impl LeftOut {
+    /// Adds `places`, of which the first gave `error`.
+    pub(super) fn add(&mut self, places: u64, error: Error) {
+        self.places += places;
+        self.first.get_or_insert_with(|| Box::new(error));
+    }
+
+    /// Forgets all, so that it is tried again; the error that tells of it.
+    pub(super) fn take_error(&mut self) -> Option<Error> {
+        let Self { places, first, .. } = std::mem::take(self);
+        first.map(|first| Error::NotAllSealed { places, first })
+    }
 }
 
 /// How far a layer has been passed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct At {
     pub(super) layer: LayerId,
     /// Chunks before this one have been passed.
@@ -70,6 +96,8 @@ pub(super) struct At {
     pub(super) slabs: u64,
     /// [`Tagging::merges`] when its passing began.
     pub(super) merges: u64,
+    /// Something of it was left out.
+    pub(super) has_left_out: bool,
 }
 
 /// What is known of a layer that may have tags.
@@ -102,37 +130,14 @@ impl State {
         let tagging = self.tagged.entry(layer).or_default();
         tagging.merges += 1;
         tagging.sealed &= sealed;
+        if !sealed {
+            self.to_seal += 1;
+        }
     }
 
     /// Slabs with data of a layer.
     fn data_slabs_of(&self, layer: &Layer) -> u64 {
         self.slabs_of(layer.id).saturating_sub(layer.table_count())
-    }
-
-    pub(super) fn sealing(&self, id: VolumeId) -> Option<Sealing> {
-        let seal = self.seals.get(&id)?;
-        let record = self.volume_record(id);
-        let Pace { paused, speed } = record.sealing?;
-        let (mut total, mut passed) = (0, 0);
-        let mut next = self.layer_record(record.head).parent;
-        while let Some(layer) = next {
-            next = self.layer_record(layer).parent;
-            if !self.is_frozen_kind(layer) {
-                continue;
-            }
-            let slabs = self.layers.get(&layer).map_or(0, |layer| self.data_slabs_of(layer));
-            let at = seal.at.filter(|at| at.layer == layer).map_or(0, |at| at.slabs);
-            total += slabs;
-            passed += if self.is_sealed(layer) { slabs } else { at.min(slabs) };
-        }
-        Some(Sealing {
-            volume: record.name.clone(),
-            volume_id: id,
-            total_bytes: total * SLAB_LEN,
-            passed_bytes: passed * SLAB_LEN,
-            paused,
-            speed,
-        })
     }
 
     fn check_is_sealing(&self, id: VolumeId) -> Result<()> {
@@ -152,9 +157,14 @@ impl Container {
             match verify {
                 Verify::Off => record.sealing = None,
                 _ if before == Verify::Off => record.seal_more(),
-                _ => {}
+                // More is to be sealed for it than what was frozen of it.
+                Verify::Always if before != Verify::Always => record.seal_more(),
+                Verify::Copy | Verify::Always => {}
             }
         })?;
+        if let Some(core) = self.shared.lock().volumes.get(&id) {
+            core.set_verify(verify);
+        }
         self.volume_info(id)
     }
 
@@ -208,13 +218,37 @@ impl Container {
 
     /// The sealing of a volume; nothing if it has ended.
     pub fn sealing(&self, id: VolumeId) -> Option<Sealing> {
-        self.shared.lock().sealing(id)
+        let (head, at) = {
+            let state = self.shared.lock();
+            (state.volumes.get(&id)?.head(), state.seals.get(&id)?.at)
+        };
+        let (mut total, mut passed) = (0, 0);
+        self.shared.visit_layers(head.parent(), |state, layer| {
+            if !state.is_frozen_kind(layer.id) {
+                return;
+            }
+            let slabs = state.data_slabs_of(layer);
+            let here = at.filter(|at| at.layer == layer.id).map_or(0, |at| at.slabs);
+            total += slabs;
+            passed += if state.is_sealed(layer.id) { slabs } else { here.min(slabs) };
+        });
+        let state = self.shared.lock();
+        let record = state.seals.contains_key(&id).then(|| state.volume_record(id))?;
+        let Pace { paused, speed } = record.sealing?;
+        Some(Sealing {
+            volume: record.name.clone(),
+            volume_id: id,
+            total_bytes: total * SLAB_LEN,
+            passed_bytes: passed * SLAB_LEN,
+            paused,
+            speed,
+        })
     }
 
     /// All volumes that are being sealed, by id: each is to be carried on with by [`Container::seal_step`], also after a crash.
     pub fn seals(&self) -> Vec<Sealing> {
-        let state = self.shared.lock();
-        state.seals.keys().filter_map(|&id| state.sealing(id)).collect()
+        let ids: Vec<VolumeId> = self.shared.lock().seals.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.sealing(id)).collect()
     }
 
     /// Their ids, which costs next to nothing; none if the container is open for reading only.

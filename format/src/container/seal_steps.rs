@@ -4,9 +4,9 @@
 //! slabs read are kept by a grace token. One thread at a time seals a volume. Does not: hold the engine lock while it looks,
 //! reads or writes, or heed pause and speed (the caller does).
 
+use std::io;
 use std::sync::Arc;
 
-use super::chain::LAYERS_PER_HOLD;
 use super::ops::Slots;
 use super::pieces::{Move, Piece, reads};
 use super::seal::{At, SealEnd, SealStep};
@@ -14,7 +14,9 @@ use super::{Container, HydrateWait, Shared};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer};
 use crate::layout::tags::SlabTags;
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, SLAB_LEN, SlabNo, VolumeId};
+use crate::units::{
+    BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, ChunkNo, ENTRIES_PER_PAGE, LayerId, SLAB_LEN, SlabNo, VolumeId,
+};
 
 /// Bytes that are read at once.
 const BYTES_AT_ONCE: u64 = 1 << 20;
@@ -27,8 +29,17 @@ const LOOKS_PER_PAGE: usize = 256;
 enum Next {
     Layer(Arc<Layer>, At),
     Blocked(HydrateWait),
-    AllPassed,
+    /// When [`super::state::State::to_seal`] was this.
+    AllPassed(u64),
     Cancelled,
+}
+
+/// Tags that were made.
+struct Made {
+    /// Of so much data.
+    bytes: u64,
+    /// Blocks that could not be read, and what the first of them gave.
+    left_out: Option<(u64, Error)>,
 }
 
 /// A step under way for a volume; nobody else makes one.
@@ -49,7 +60,8 @@ impl Container {
     /// Reads about `budget_bytes` of what is frozen of a volume and has no tags, a chunk at least, and makes its tags; blocks
     /// for its I/O. Threads may step different volumes at once. After an error the step may be tried again.
     ///
-    /// Errors: [`Error::Io`], [`Error::Corrupt`], [`Error::Failed`], [`Error::Closed`], [`Error::ReadOnly`].
+    /// Errors: [`Error::NotAllSealed`] when everything else is sealed, [`Error::Io`], [`Error::Corrupt`], [`Error::Failed`],
+    /// [`Error::Closed`], [`Error::ReadOnly`].
     pub fn seal_step(&self, volume: VolumeId, budget_bytes: u64) -> Result<SealStep> {
         self.shared.check_open()?;
         {
@@ -79,9 +91,9 @@ impl Container {
                 Next::Blocked(wait) => SealStep::Blocked(wait),
                 Next::Cancelled => SealStep::Ended(SealEnd::Cancelled),
                 // What was sealed is told first.
-                Next::AllPassed if sealed > 0 => break,
-                Next::AllPassed if self.end_seal(volume)? => SealStep::Ended(SealEnd::Done),
-                Next::AllPassed => break,
+                Next::AllPassed(_) if sealed > 0 => break,
+                Next::AllPassed(to_seal) if self.end_seal(volume, to_seal)? => SealStep::Ended(SealEnd::Done),
+                Next::AllPassed(_) => break,
             };
             return Ok(if sealed > 0 { SealStep::Sealed(sealed) } else { step });
         }
@@ -105,16 +117,16 @@ impl Container {
                 let Some(seal) = state.seals.get_mut(&volume) else { return Ok(Next::Cancelled) };
                 let at = match seal.at {
                     Some(at) => Some(at),
-                    None => seal.todo.pop().map(|layer| At { layer, next: 0, slabs: 0, merges: 0 }),
+                    None => seal.todo.pop().map(|layer| At { layer, ..At::default() }),
                 };
                 seal.at = at;
                 at
             };
             let Some(at) = found else {
-                if self.list_to_seal(volume) {
-                    continue;
+                if let Some(to_seal) = self.list_to_seal(volume) {
+                    return Ok(Next::AllPassed(to_seal));
                 }
-                return Ok(Next::AllPassed);
+                continue;
             };
             let mut state = self.shared.lock();
             if !state.is_frozen_kind(at.layer) || state.is_sealed(at.layer) {
@@ -150,26 +162,27 @@ impl Container {
         }
     }
 
-    /// Lists the frozen layers of a volume that are not sealed; false if there is none.
-    fn list_to_seal(&self, volume: VolumeId) -> bool {
-        let Some(head) = self.shared.lock().volumes.get(&volume).map(|core| core.head()) else { return false };
-        let (mut todo, mut next) = (Vec::new(), head.parent());
-        while next.is_some() {
+    /// Lists the frozen layers of a volume that are not sealed; if there is none, what [`super::state::State::to_seal`] was
+    /// before it looked.
+    fn list_to_seal(&self, volume: VolumeId) -> Option<u64> {
+        let (head, to_seal, left_out) = {
             let state = self.shared.lock();
-            for _ in 0..LAYERS_PER_HOLD {
-                let Some(layer) = next.take() else { break };
-                if state.is_frozen_kind(layer.id) && !state.is_sealed(layer.id) {
-                    todo.push(layer.id);
-                }
-                next = layer.parent();
+            let left_out = state.seals.get(&volume).map(|seal| seal.left_out.layers.clone());
+            (state.volumes.get(&volume).map(|core| core.head()), state.to_seal, left_out.unwrap_or_default())
+        };
+        let mut todo = Vec::new();
+        self.shared.visit_layers(head.and_then(|head| head.parent()), |state, layer| {
+            if state.is_frozen_kind(layer.id) && !state.is_sealed(layer.id) && !left_out.contains(&layer.id) {
+                todo.push(layer.id);
             }
+        });
+        if todo.is_empty() {
+            return Some(to_seal);
         }
-        let mut state = self.shared.lock();
-        let is_there = !todo.is_empty();
-        if let Some(seal) = state.seals.get_mut(&volume) {
+        if let Some(seal) = self.shared.lock().seals.get_mut(&volume) {
             seal.todo = todo;
         }
-        is_there
+        None
     }
 
     /// Seals some chunks of a layer, `most` bytes about; how many bytes got tags. Nothing if there was no space for them.
@@ -185,6 +198,7 @@ impl Container {
         // Before the entries are looked at: none of the slabs found is reused while it is held (JNL-6).
         let grace = self.shared.passing();
         let (mut found, mut bytes): (Vec<(ChunkNo, SlabNo, BlockMask)>, u64) = (Vec::new(), 0);
+        let mut left_out = Vec::new();
         while at.next < end && bytes < most && *looks < LOOKS_PER_STEP {
             let chunk = ChunkNo(at.next as u32);
             *looks += 1;
@@ -193,7 +207,14 @@ impl Container {
                 InLayer::NeedPage(_) if !found.is_empty() => break,
                 InLayer::NeedPage(load) => {
                     *looks += LOOKS_PER_PAGE;
-                    self.load_page(load)?;
+                    match self.load_page(load) {
+                        Ok(()) => {}
+                        Err(error @ (Error::Io { .. } | Error::Corrupt(_))) => {
+                            left_out.push((1, error));
+                            at.next = ((at.next / ENTRIES_PER_PAGE + 1) * ENTRIES_PER_PAGE).min(end);
+                        }
+                        Err(error) => return Err(error),
+                    }
                     // A layer doomed meanwhile takes no page: asking again would never end.
                     if !self.shared.lock().is_frozen_kind(layer.id) {
                         return Ok(Some(0));
@@ -210,25 +231,31 @@ impl Container {
                 }
             }
         }
-        let Some(sealed) = self.make_tags(at.layer, &found)? else { return Ok(None) };
+        let Some(made) = self.make_tags(at.layer, &found)? else { return Ok(None) };
         drop(grace);
+        left_out.extend(made.left_out);
+        at.has_left_out |= !left_out.is_empty();
         let mut state = self.shared.lock();
         let state = &mut *state;
         let is_over = at.next >= end;
-        if let Some(tagging) = state.tagged.get_mut(&layer.id).filter(|tagging| is_over && tagging.merges == at.merges)
+        let is_whole = is_over && !at.has_left_out;
+        if let Some(tagging) = state.tagged.get_mut(&layer.id).filter(|tagging| is_whole && tagging.merges == at.merges)
         {
             tagging.sealed = true;
         }
         if let Some(seal) = state.seals.get_mut(&volume) {
+            left_out.into_iter().for_each(|(places, error)| seal.left_out.add(places, error));
+            if is_over && at.has_left_out {
+                seal.left_out.layers.insert(layer.id);
+            }
             // Where a merge has brought something into it meanwhile, it is passed again.
             seal.at = (!is_over).then_some(at);
         }
-        Ok(Some(sealed))
+        Ok(Some(made.bytes))
     }
 
-    /// Reads those blocks that have no tag, and makes and writes their tags; how many bytes these are, or nothing without
-    /// space.
-    fn make_tags(&self, layer: LayerId, found: &[(ChunkNo, SlabNo, BlockMask)]) -> Result<Option<u64>> {
+    /// Reads those blocks that have no tag, and makes and writes their tags; nothing without space.
+    fn make_tags(&self, layer: LayerId, found: &[(ChunkNo, SlabNo, BlockMask)]) -> Result<Option<Made>> {
         let slabs: Vec<SlabNo> = found.iter().map(|(_, slab, _)| *slab).collect();
         let known = self.shared.tags_of(&slabs)?;
         let (mut pieces, mut new) = (Vec::new(), Vec::new());
@@ -247,37 +274,104 @@ impl Container {
         }
         let moves = reads(&pieces);
         let mut buffer = vec![0; moves.last().map_or(0, |last| last.start + last.len)];
-        for Move { offset, start, len } in moves {
-            let part = &mut buffer[start..start + len];
-            self.shared.disk.read_at(part, offset).map_err(Error::io("cannot read a block to seal"))?;
-        }
-        let mut blocks = buffer.chunks_exact(BLOCK_LEN as usize);
-        for (piece, (_, tags)) in pieces.iter().zip(&mut new) {
-            let of_piece = (0..64).filter(|block| piece.mask >> block & 1 == 1);
-            for (block, bytes) in of_piece.zip(&mut blocks) {
-                tags.make(block, bytes);
+        let mut unread = Vec::new();
+        for found in moves {
+            if self.shared.disk.read_at(&mut buffer[found.start..][..found.len], found.offset).is_err() {
+                self.read_block_by_block(found, &mut buffer, &mut unread);
             }
         }
+        let mut blocks = buffer.chunks_exact(BLOCK_LEN as usize).enumerate();
+        let mut first_unread = None;
+        for (piece, (slab, tags)) in pieces.iter().zip(&mut new) {
+            let of_piece = (0..BLOCKS_PER_CHUNK).filter(|block| piece.mask >> block & 1 == 1);
+            for (block, (index, bytes)) in of_piece.zip(&mut blocks) {
+                match unread.iter_mut().find(|(unread, _)| *unread == index) {
+                    None => tags.make(block, bytes),
+                    Some((_, error)) => {
+                        let source = std::mem::replace(error, io::ErrorKind::Other.into());
+                        first_unread.get_or_insert_with(|| Error::BlockUnreadable {
+                            layer,
+                            block: u64::from(piece.chunk.0) * BLOCKS_PER_CHUNK + block,
+                            offset: slab.offset() + block * BLOCK_LEN,
+                            source,
+                        });
+                    }
+                }
+            }
+        }
+        new.retain(|(_, tags)| tags.mask != 0);
         if !new.is_empty() && !self.shared.write_tags(new)? {
             return Ok(None);
         }
-        Ok(Some(buffer.len() as u64))
+        let bytes = buffer.len() as u64 - unread.len() as u64 * BLOCK_LEN;
+        Ok(Some(Made { bytes, left_out: first_unread.map(|error| (unread.len() as u64, error)) }))
     }
 
-    /// All has been passed: says so durably, and with it makes the tags durable. False if there is more to seal by now.
-    fn end_seal(&self, volume: VolumeId) -> Result<bool> {
+    /// Reads what could not be read at once; adds the number of each block in the buffer that cannot be read, and why.
+    fn read_block_by_block(&self, found: Move, buffer: &mut [u8], unread: &mut Vec<(usize, io::Error)>) {
+        let blocks = buffer[found.start..][..found.len].chunks_exact_mut(BLOCK_LEN as usize);
+        for ((index, offset), block) in
+            (found.start / BLOCK_LEN as usize..).zip((found.offset..).step_by(BLOCK_LEN as usize)).zip(blocks)
+        {
+            if let Err(error) = self.shared.disk.read_at(block, offset) {
+                unread.push((index, error));
+            }
+        }
+    }
+
+    /// All has been passed: says so durably, and with it makes the tags durable. False if there may be more to seal since
+    /// `to_seal` was looked at (TAG-10).
+    fn end_seal(&self, volume: VolumeId, to_seal: u64) -> Result<bool> {
         {
             let mut state = self.lock_for(|_| Ok(Slots { new: 0, changed: 1 }))?;
-            if !state.seals.contains_key(&volume) {
-                return Ok(true);
-            }
-            let newest = state.layer_record(state.volume_record(volume).head).parent;
-            if newest.is_some_and(|layer| state.is_frozen_kind(layer) && !state.is_sealed(layer)) {
+            if state.to_seal != to_seal {
                 return Ok(false);
+            }
+            let Some(seal) = state.seals.get_mut(&volume) else { return Ok(true) };
+            if let Some(error) = seal.left_out.take_error() {
+                return Err(error);
             }
             state.update_volume(volume, |record| record.sealing = None);
         }
         self.commit()?;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(pitstop_interleavings))]
+mod tests {
+    use super::*;
+    use crate::container::{CreateOptions, OpenMode};
+    use crate::io::VolumeIo;
+    use crate::layout::slot::Verify;
+    use crate::testing::SimDisk;
+
+    // rule: TAG-10 — an older layer that lacks tags keeps the sealing going, whatever the newest has.
+    #[test]
+    fn a_sealing_does_not_end_when_something_was_frozen_since_it_looked() {
+        let disk = SimDisk::new();
+        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        container.set_verify("v", Verify::Copy).unwrap();
+        let volume = container.volume("v").unwrap().id();
+        let to_seal = container.list_to_seal(volume).unwrap();
+        for name in ["a", "b"] {
+            VolumeIo::new(&container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
+            container.snapshot("v", name).unwrap();
+        }
+        let newest = container.shared.lock().volumes[&volume].head().parent().unwrap().id;
+        container.shared.lock().tagged.entry(newest).or_default().sealed = true;
+        assert!(!container.end_seal(volume, to_seal).unwrap());
+        assert_eq!(container.list_to_seal(volume), None);
+        let mut sealed = 0;
+        loop {
+            match container.seal_step(volume, 1 << 20).unwrap() {
+                SealStep::Sealed(bytes) => sealed += bytes,
+                SealStep::Blocked(wait) => panic!("{wait:?}"),
+                SealStep::Ended(end) => break assert_eq!((end, sealed), (SealEnd::Done, 4096)),
+            }
+        }
     }
 }

@@ -130,6 +130,8 @@ pub(crate) struct State {
     pub(crate) seals: BTreeMap<VolumeId, Seal>,
     /// What is known of layers that may have tags.
     pub(crate) tagged: HashMap<LayerId, Tagging>,
+    /// Counts what may have brought data without tags into some chain: a freeze, another head, a merge.
+    pub(crate) to_seal: u64,
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
     pub(crate) homes: Homes,
@@ -187,6 +189,7 @@ impl State {
             tag_slabs: BTreeMap::new(),
             seals: BTreeMap::new(),
             tagged: HashMap::new(),
+            to_seal: 0,
             merge_possible: true,
             homes: Homes::default(),
             resident: VecDeque::new(),
@@ -365,6 +368,7 @@ impl State {
         let (old_name, old_head) = (record.name.clone(), record.head);
         change(&mut record);
         if record.head != old_head {
+            self.to_seal += 1;
             self.heads.remove(&old_head);
             self.heads.insert(record.head, id);
         }
@@ -414,9 +418,12 @@ impl State {
     /// Changes a layer's record and keeps the lists of children and of copy layers true.
     pub(crate) fn update_layer(&mut self, id: LayerId, change: impl FnOnce(&mut LayerRecord)) {
         let mut record = self.layer_record(id).clone();
-        let (old_parent, old_copy) = (record.parent, record.filled_for());
+        let (old_parent, old_copy, old_kind) = (record.parent, record.filled_for(), record.kind);
         change(&mut record);
         self.merge_possible = true;
+        if record.kind == LayerKind::Frozen && old_kind != LayerKind::Frozen {
+            self.to_seal += 1;
+        }
         if record.filled_for() != old_copy {
             old_copy.and_then(|volume| self.copies.remove(&volume));
             self.copies.extend(record.filled_for().map(|volume| (volume, id)));

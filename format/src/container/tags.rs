@@ -2,24 +2,26 @@
 //!
 //! Invariant (TAG-3, TAG-4): tags are only written of layers that are durably frozen or copy layers, and count only for the
 //! birth and chunk that they name, so that what a crash leaves of them, and what is left of a slab's former life, is at
-//! worst no tag. `writes` is held over the reading, changing and writing of pages; memory has what the disk has.
+//! worst no tag. Memory keeps a bounded number of pages (TAG-16). `writes` is held over the reading, changing and writing of pages; memory has what the disk has.
 //! Does not: hold the engine lock during I/O, or decide what is sealed (see [`super::seal`]).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::Shared;
 use super::state::State;
-use super::{Container, Shared};
 use crate::error::{Corruption, Error, Place, Result};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::tags::{self, PER_PAGE, PER_SLAB, SlabTags};
 use crate::sync::Mutex;
 use crate::units::{BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo};
 
-/// Pages kept in memory: 4 MiB, the tags of 2 GiB.
-const PAGES_KEPT: usize = 1024;
+/// Pages kept in memory: 16 MiB, the tags of 8 GiB.
+const PAGES_KEPT: usize = 4096;
+/// Damaged records that are told of.
+const NEWS: usize = 1024;
 
-type PageBytes = Arc<[u8]>;
+pub(super) type PageBytes = Arc<[u8]>;
 
 /// The tags of a container.
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ struct Kept {
     order: VecDeque<u64>,
     /// Counts the changes: what was read before one may be out of date.
     changes: u64,
+    /// Slabs whose records are damaged, as was told.
+    told_of: HashSet<SlabNo>,
 }
 
 impl Kept {
@@ -50,15 +54,32 @@ impl Kept {
             self.pages.remove(&oldest);
         }
     }
+
+    /// Whether that the slab's record is damaged has not been told.
+    fn is_news(&mut self, slab: SlabNo) -> bool {
+        self.told_of.len() < NEWS && self.told_of.insert(slab)
+    }
+}
+
+/// What is known of a slab before its tags are looked up.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SlabPlace {
+    /// It holds no data any more.
+    Freed,
+    /// It has no tags.
+    Untagged,
+    Tagged(Tagged),
 }
 
 /// A slab with data whose tags may be asked for.
 #[derive(Debug, Clone, Copy)]
-struct Tagged {
+pub(super) struct Tagged {
+    /// The layer that has it.
+    pub(super) layer: LayerId,
     birth: LayerId,
     chunk: ChunkNo,
     /// Where its page of tags is.
-    home: u64,
+    pub(super) home: u64,
 }
 
 /// A block that is not what it was sealed as.
@@ -120,9 +141,29 @@ impl State {
         Some(home.offset() + slab.0 % PER_SLAB / PER_PAGE * PAGE_LEN as u64)
     }
 
-    fn tagged_place(&self, slab: SlabNo) -> Option<Tagged> {
-        let (_, birth, chunk) = self.data_in(slab)?;
-        Some(Tagged { birth, chunk, home: self.tag_home(slab)? })
+    fn place_of(&self, slab: SlabNo) -> SlabPlace {
+        let Some((layer, birth, chunk)) = self.data_in(slab) else { return SlabPlace::Freed };
+        match self.tag_home(slab) {
+            Some(home) => SlabPlace::Tagged(Tagged { layer, birth, chunk, home }),
+            None => SlabPlace::Untagged,
+        }
+    }
+}
+
+impl Tagged {
+    /// The tags of `slab` in the page that is at `home`, if they count (TAG-3).
+    ///
+    /// A record that is damaged is told of, and counts for nothing: `check` finds it too.
+    pub(super) fn tags_in(&self, page: &[u8], slab: SlabNo, shared: &Shared) -> Option<SlabTags> {
+        match SlabTags::decode(record(page, slab), shared.uuid, slab) {
+            Ok(found) => found.filter(|tags| (tags.birth, tags.chunk) == (self.birth, self.chunk)),
+            Err(bad) => {
+                if super::lock(&shared.tags.kept).is_news(slab) {
+                    log::warn!("the tags of slab {slab} are damaged ({}); its blocks count as not sealed", bad.found);
+                }
+                None
+            }
+        }
     }
 }
 
@@ -134,45 +175,61 @@ fn record(page: &[u8], slab: SlabNo) -> &[u8] {
 impl Shared {
     /// A page of tags as it is on the disk.
     fn tag_page(&self, page: u64, home: u64) -> Result<PageBytes> {
-        let changes = {
-            let kept = super::lock(&self.tags.kept);
-            if let Some(bytes) = kept.pages.get(&page) {
-                return Ok(bytes.clone());
-            }
-            kept.changes
+        let changes = match self.kept_tag_page(page) {
+            Ok(bytes) => return Ok(bytes),
+            Err(changes) => changes,
         };
         let mut bytes = vec![0; PAGE_LEN];
         self.disk.read_at(&mut bytes, home).map_err(Error::io("cannot read a page of tags"))?;
         let bytes: PageBytes = bytes.into();
-        let mut kept = super::lock(&self.tags.kept);
-        if kept.changes == changes {
-            kept.keep(page, bytes.clone());
-        }
+        self.keep_tag_page(page, bytes.clone(), changes);
         Ok(bytes)
     }
 
+    /// The page if it is in memory, otherwise how many changes there were until now.
+    pub(super) fn kept_tag_page(&self, page: u64) -> std::result::Result<PageBytes, u64> {
+        let kept = super::lock(&self.tags.kept);
+        kept.pages.get(&page).cloned().ok_or(kept.changes)
+    }
+
+    /// Keeps a page that was read when there had been `changes`, unless there was one since.
+    pub(super) fn keep_tag_page(&self, page: u64, bytes: PageBytes, changes: u64) {
+        let mut kept = super::lock(&self.tags.kept);
+        if kept.changes == changes {
+            kept.keep(page, bytes);
+        }
+    }
+
     /// The tags of slabs, as far as they have any that count (TAG-3). Who asks holds a grace token of before it found them.
-    ///
-    /// A record that is damaged is told of, and counts for nothing: `check` finds it too.
     pub(crate) fn tags_of(&self, slabs: &[SlabNo]) -> Result<Vec<Option<SlabTags>>> {
-        let places: Vec<Option<Tagged>> = {
-            let state = self.lock();
-            if state.tag_slabs.is_empty() {
-                return Ok(vec![None; slabs.len()]);
-            }
-            slabs.iter().map(|&slab| state.tagged_place(slab)).collect()
-        };
-        let uuid = self.uuid;
-        let read = |(&slab, place): (&SlabNo, Option<Tagged>)| {
-            let Some(place) = place else { return Ok(None) };
+        let places = self.places_of(slabs);
+        self.tags_at(slabs, &places)
+    }
+
+    /// As [`Shared::tags_of`], before the slabs are read (TAG-12): nothing if one of them holds no data any more, so that what
+    /// was in it has to be looked for again.
+    pub(crate) fn tags_before_reading(&self, slabs: &[SlabNo]) -> Result<Option<Vec<Option<SlabTags>>>> {
+        let places = self.places_of(slabs);
+        if places.iter().any(|place| matches!(place, SlabPlace::Freed)) {
+            return Ok(None);
+        }
+        self.tags_at(slabs, &places).map(Some)
+    }
+
+    /// All at one instant.
+    pub(super) fn places_of(&self, slabs: &[SlabNo]) -> Vec<SlabPlace> {
+        let state = self.lock();
+        if state.tag_slabs.is_empty() {
+            return vec![SlabPlace::Untagged; slabs.len()];
+        }
+        slabs.iter().map(|&slab| state.place_of(slab)).collect()
+    }
+
+    fn tags_at(&self, slabs: &[SlabNo], places: &[SlabPlace]) -> Result<Vec<Option<SlabTags>>> {
+        let read = |(&slab, place): (&SlabNo, &SlabPlace)| {
+            let SlabPlace::Tagged(place) = place else { return Ok(None) };
             let page = self.tag_page(slab.0 / PER_PAGE, place.home)?;
-            Ok(match SlabTags::decode(record(&page, slab), uuid, slab) {
-                Ok(found) => found.filter(|tags| (tags.birth, tags.chunk) == (place.birth, place.chunk)),
-                Err(bad) => {
-                    log::warn!("the tags of slab {slab} are damaged ({}); its blocks count as not sealed", bad.found);
-                    None
-                }
-            })
+            Ok(place.tags_in(&page, slab, self))
         };
         slabs.iter().zip(places).map(read).collect()
     }
@@ -248,22 +305,23 @@ impl Shared {
     }
 }
 
-impl Container {
-    /// Whether some block of a slab has a tag.
-    pub(crate) fn has_tags(&self, slab: SlabNo) -> Result<bool> {
-        Ok(self.shared.tags_of(&[slab])?[0].is_some())
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Refuses bytes read from the blocks `mask` of `slab`, one after the other in `bytes`, if one of them is not what it was
-    /// sealed as. The caller holds a grace token of before it found the slab.
-    pub(crate) fn verify(&self, slab: SlabNo, mask: BlockMask, bytes: &[u8]) -> Result<()> {
-        let tags = self.shared.tags_of(&[slab])?.swap_remove(0);
-        match tags.and_then(|tags| first_bad(&tags, mask, bytes)) {
-            None => Ok(()),
-            Some(bad) => {
-                let layer = self.shared.lock().data_in(slab).map_or(LayerId(0), |(layer, ..)| layer);
-                Err(bad.error(layer, slab))
-            }
+    // rule: TAG-16
+    #[test]
+    fn memory_keeps_a_bounded_number_of_pages() {
+        let mut kept = Kept::default();
+        for page in 0..3 * PAGES_KEPT as u64 {
+            kept.keep(page, vec![0; PAGE_LEN].into());
+            kept.keep(page, vec![1; PAGE_LEN].into());
         }
+        assert_eq!((kept.pages.len(), kept.order.len()), (PAGES_KEPT, PAGES_KEPT));
+        assert!(kept.pages.values().all(|page| page[0] == 1) && !kept.pages.contains_key(&0));
+        assert_eq!(PAGES_KEPT * PAGE_LEN, 16 << 20);
+        let told =
+            (0..2 * NEWS as u64).filter(|&slab| kept.is_news(SlabNo(slab)) && !kept.is_news(SlabNo(slab))).count();
+        assert_eq!((told, kept.told_of.len()), (NEWS, NEWS));
     }
 }

@@ -143,11 +143,13 @@ pub enum Verify {
     Off,
     /// What is frozen of it is sealed, and verified whenever it is copied.
     Copy,
+    /// The same, and what guests read of it is verified as far as it is sealed.
+    Always,
 }
 
 impl Verify {
     /// Every value, by its word.
-    pub const WORDS: [(&'static str, Self); 2] = [("off", Self::Off), ("copy", Self::Copy)];
+    pub const WORDS: [(&'static str, Self); 3] = [("off", Self::Off), ("copy", Self::Copy), ("always", Self::Always)];
 }
 
 /// What a volume that was hydrated has in common with the one that it was copied from (REL-2). Its layers are *pinned*.

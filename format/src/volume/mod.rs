@@ -25,7 +25,7 @@ use crate::container::state::State;
 use crate::container::{Flush, Shared, Signal, lock};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link, PageLoad};
-use crate::layout::slot::{Durability, VolumeRecord};
+use crate::layout::slot::{Durability, Verify, VolumeRecord};
 use crate::sync::{ArcSwap, AtomicBool, AtomicU64, Mutex};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, LayerId, MIN_IO_LEN, SLAB_LEN, VolumeId, mask_of};
 
@@ -76,6 +76,8 @@ pub(crate) struct VolumeCore {
     dirty_batch: AtomicU64,
     /// Its flushes promise nothing (VOL-40). Set only while the catalog says so durably (VOL-43).
     is_disposable: AtomicBool,
+    /// What its guests read is verified (TAG-14).
+    verifies: AtomicBool,
 }
 
 impl VolumeCore {
@@ -89,6 +91,7 @@ impl VolumeCore {
             gone: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
             is_disposable: AtomicBool::new(record.durability == Durability::None),
+            verifies: AtomicBool::new(record.verify == Verify::Always),
         }
     }
 
@@ -126,6 +129,10 @@ impl VolumeCore {
         self.is_disposable.store(durability == Durability::None, Ordering::Release);
     }
 
+    pub(crate) fn set_verify(&self, verify: Verify) {
+        self.verifies.store(verify == Verify::Always, Ordering::Release);
+    }
+
     pub(crate) fn dirty_batch(&self) -> u64 {
         self.dirty_batch.load(Ordering::Acquire)
     }
@@ -161,6 +168,11 @@ impl Volume {
     /// The volume's size in bytes; a multiple of 512.
     pub fn size(&self) -> u64 {
         self.core.size.load(Ordering::Acquire)
+    }
+
+    /// Whether what its guests read is to be verified: whoever carries a plan out looks up its tags first (TAG-14).
+    pub fn verifies_reads(&self) -> bool {
+        self.core.verifies.load(Ordering::Acquire)
     }
 
     /// The volume's own UUID.

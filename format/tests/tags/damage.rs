@@ -131,3 +131,69 @@ fn a_damaged_record_only_means_that_its_slab_is_not_sealed() {
     assert_eq!(counts(&container, "ci"), before);
     assert_clean(&disk, container);
 }
+
+// req: R13; rule: TAG-15 — what is written in part does not make damage the volume's own.
+#[test]
+fn a_write_to_a_part_of_a_damaged_block_fails() {
+    let (disk, container) = sealed();
+    let at = 3 * SLAB_LEN + 7 * BLOCK;
+    let place = place_of(&container, "ci", at + 3000);
+    let good = contents(&container, "ci");
+    disk.flip(place, 4);
+    let error = io(&container, "ci").write_at(&[9; 512], at + 512).unwrap_err();
+    assert!(is_unfit(&error), "{error}");
+    assert!(is_unfit(&io(&container, "ci").write_zeroes(at + 512..at + 1024).unwrap_err()));
+    io(&container, "ci").write_at(&[9; 512], at + BLOCK).unwrap();
+    assert!(is_unfit(&read(&container, "ci", at, 4096).unwrap_err()));
+    // The whole block needs nothing of what was there.
+    disk.flip(place, 4);
+    io(&container, "ci").write_at(&[9; 512], at + 512).unwrap();
+    let now = contents(&container, "ci");
+    let block = at as usize..(at + BLOCK) as usize;
+    assert!(now[block.start..block.start + 512] == good[block.start..block.start + 512]);
+    assert!(now[block.start + 512..block.start + 1024] == [9; 512]);
+    assert!(now[block.start + 1024..block.end] == good[block.start + 1024..block.end]);
+    disk.flip(place, 4);
+    io(&container, "ci").write_at(&[8; 4096], at).unwrap();
+    assert!(read(&container, "ci", at, 4096).unwrap() == [8; 4096]);
+}
+
+// rule: TAG-12 — what was freed between the plan and the look is looked for anew, not taken for what has no tag.
+#[test]
+fn a_slab_freed_behind_a_plan_does_not_count_as_not_sealed() {
+    use pitstop_format::{Planned, ReadPlan, TagStep, TaggedRead};
+    let (_, container) = new_container(MIB);
+    container.create_volume("v", SIZE).unwrap();
+    container.set_verify("v", Verify::Copy).unwrap();
+    fill(&container, "v", 0..2 * BLOCK, 1);
+    container.snapshot("v", "a").unwrap();
+    fill(&container, "v", BLOCK..2 * BLOCK, 2);
+    container.snapshot("v", "b").unwrap();
+    seal_all(&container);
+    let volume = container.volume("v").unwrap();
+    let look = |plan: &mut ReadPlan| {
+        assert!(matches!(volume.plan_read(0..512, plan), Ok(Planned::Ready(()))));
+        TaggedRead::of_plan(plan)
+    };
+    let tags_of = |read: &mut TaggedRead| match container.look_up_tags(read) {
+        TagStep::NeedTags(load) => {
+            let mut page = [0; 4096];
+            container.disk().read_at(&mut page, load.offset()).unwrap();
+            container.install_tags(read, load, &page);
+            container.look_up_tags(read)
+        }
+        step => step,
+    };
+    let mut plan = ReadPlan::default();
+    let mut before = look(&mut plan);
+    container.delete_volume("a").unwrap();
+    // The upper layer has a slab there: the block is copied, and the lower one's slab freed, but not yet to be used again.
+    container.settle(1000).unwrap();
+    assert_eq!(find(&container, "v").depth, 1);
+    assert_eq!(tags_of(&mut before), TagStep::Moved);
+    let mut now = look(&mut plan);
+    assert_eq!(tags_of(&mut now), TagStep::Ready);
+    let part = now.into_parts().next().unwrap();
+    let check = part.check.unwrap();
+    assert_eq!((part.len, check.len_bytes(), check.disk_offset()), (512, BLOCK, part.disk_offset));
+}

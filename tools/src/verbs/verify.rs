@@ -10,6 +10,8 @@ pub(crate) enum VerifyArg {
     Off,
     /// What is frozen of it (by a snapshot or refresh) is sealed, and verified whenever it is copied
     Copy,
+    /// As copy, and what guests read of it is verified as far as it is sealed: one that is damaged gets an I/O error
+    Always,
 }
 
 impl From<VerifyArg> for Verify {
@@ -17,6 +19,7 @@ impl From<VerifyArg> for Verify {
         match arg {
             VerifyArg::Off => Self::Off,
             VerifyArg::Copy => Self::Copy,
+            VerifyArg::Always => Self::Always,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use pitstop_format::{CreateOptions, FileDisk, OpenMode};
+use pitstop_format::{CreateOptions, FileDisk, OpenMode, Verify, VolumeIo};
 
 use super::work::{JobKind, Step, Wait};
 use super::*;
@@ -465,4 +465,46 @@ fn orders_from_many_threads_keep_to_the_arrows() {
         told += 1;
     }
     assert!(told > 100, "{told} events");
+}
+
+/// Work that never pauses.
+#[derive(Default)]
+struct Busy(AtomicBool);
+
+impl Work for Busy {
+    fn kind(&self) -> JobKind {
+        JobKind::Hydrate
+    }
+
+    fn look(&self) -> Option<Progress> {
+        Some(Progress { total_bytes: TOTAL, ..Progress::default() })
+    }
+
+    fn step(&self, _: u64) -> Step {
+        if self.0.load(Ordering::SeqCst) { Step::Complete } else { Step::Moved(1) }
+    }
+
+    fn keep(&self, _: Settings) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    fn cancel(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+/// rule: JOB-30 — one that a freeze has begun, and that nobody has looked at.
+#[test]
+fn a_sealing_is_taken_up_while_another_job_leaves_no_pause() {
+    let bench = Bench::new();
+    let busy = Arc::new(Busy::default());
+    bench.jobs.add("busy".to_owned(), Arc::clone(&busy) as Arc<dyn Work>, Settings::default(), Dismissal::Auto);
+    let container = &bench.jobs.container;
+    container.create_volume("v", 1 << 20).unwrap();
+    VolumeIo::new(container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
+    container.set_verify("v", Verify::Copy).unwrap();
+    container.snapshot("v", "w").unwrap();
+    wait_until(|| container.sealing_volumes().is_empty());
+    busy.0.store(true, Ordering::SeqCst);
+    wait_until(|| bench.state("busy").is_none());
 }

@@ -104,3 +104,29 @@ fn an_entry_does_not_lead_to_tags() {
     let ci = VolumeIo::new(&container, container.volume("ci").unwrap());
     assert!(ci.read_at(&mut [0; 512], 9 * SLAB_LEN).is_err());
 }
+
+// rules: TAG-4, CHK-60 — a repair that makes a sealed layer a head, which may be overwritten in place, drops its tags.
+#[test]
+fn a_sealed_layer_that_a_repair_makes_a_head_has_no_tags() {
+    let fixture = sealed();
+    let (_, at, found) = tagged(&fixture);
+    let layer = fixture.frozen().1.id;
+    let lost = ["golden", "ci"].map(|name| [fixture.head_of(name).0, fixture.volume(name).0]);
+    for number in lost.into_iter().flatten() {
+        fixture.disk.write_at(&[0xa5; 512], fixture.slot_offset(number)).unwrap();
+    }
+    let (_, mended) = crate::check::repair::tests::assert_repairs(&fixture.disk).unwrap();
+    let mut record = [0; tags::LEN];
+    mended.read_at(&mut record, at).unwrap();
+    assert!(found.mask == 0b11 && record == [0; tags::LEN], "its tags are there");
+    let container = Container::open(mended, OpenMode::ReadWrite).unwrap();
+    let volume = container.volumes().into_iter().find(|volume| volume.head == layer).unwrap();
+    let io = VolumeIo::new(&container, container.volume(&volume.name).unwrap());
+    io.write_at(&[7; 4096], 0).unwrap();
+    let mut bytes = [0; 8192];
+    io.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..4096] == [7; 4096] && bytes[4096..] == [1; 4096]);
+    let mut report = CheckReport::default();
+    container.check_data(&mut report, &std::sync::atomic::AtomicBool::new(false)).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
