@@ -23,6 +23,7 @@ mod run;
 mod scale;
 mod serve;
 mod sparse;
+mod tags;
 mod trace;
 mod wear;
 mod works;

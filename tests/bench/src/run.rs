@@ -20,7 +20,7 @@ use crate::place::{Place, Results};
 use crate::rows::Row;
 use crate::serve::Effort;
 use crate::works::{Area, Backend, Pattern, Shape, WORKS, Work};
-use crate::{copies, machine, operations, scale, wear};
+use crate::{copies, machine, operations, scale, tags, wear};
 
 /// Bytes of a volume on disk and in memory; and both with `--quick`.
 const VOLUME_LEN: [u64; 2] = [2 << 30, 1 << 30];
@@ -50,6 +50,7 @@ pub(crate) const PARTS: &[Part] = &[
         rows: copies::rows,
     },
     Part { name: "wear", title: "Space and wear", run: wear::run, rows: wear::rows },
+    Part { name: "tags", title: "Tags", run: tags::run, rows: tags::rows },
     Part { name: "scale", title: "Scale", run: scale::run, rows: scale::rows },
 ];
 
