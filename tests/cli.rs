@@ -695,6 +695,41 @@ fn relations_are_the_same_through_a_daemon() {
     pitstop.assert_clean();
 }
 
+// req: R24; rules: VIEW-8, VIEW-9, CTL-150 to CTL-152
+#[test]
+fn a_view_begins_without_a_daemon_and_ends_with_one_and_the_other_way_round() {
+    let scratch = Scratch::new("cli-views");
+    let pitstop = small_container(&scratch);
+    let create = || {
+        let made = pitstop.json("view create", &["ci-1", "new"]);
+        assert_eq!((&made["name"], &made["view-of"]), (&"new".into(), &"ci-1".into()));
+    };
+    let look = || {
+        assert!(pitstop.run::<&str>("list", &[]).contains("virtual, view of ci-1"));
+        assert_eq!(pitstop.json("info", &["ci-1"])["viewed-by"], "new");
+        assert_says(&pitstop.fails("snapshot", &["new", "copy"]), &["'new' is part of", "view drop CONTAINER new"]);
+        assert_says(&pitstop.fails("view keep", &["golden"]), &["'golden' is no write-through view"]);
+    };
+    let ended = |end: &str| {
+        pitstop.run(&format!("view {end}"), &["new"]);
+        assert_eq!(pitstop.json("list", &["new"])[0]["view-of"], serde_json::Value::Null);
+        pitstop.run("delete", &["new"]);
+    };
+    create();
+    look();
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &[]);
+    look();
+    ended("keep");
+    create();
+    daemon.kill();
+    look();
+    ended("drop");
+    pitstop.assert_clean();
+    let target = scratch.file("after.raw");
+    pitstop.run("export", &["ci-1", text(&target)]);
+    assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
+}
+
 // req: R9, R16, R18; rules: CTL-70 to CTL-72
 #[test]
 fn maps_and_differences_are_the_same_through_a_daemon() {

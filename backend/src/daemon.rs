@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pitstop_format::{Container, Durability, FileDisk, NewCopy, Volume, VolumeChange, VolumeId, VolumeInfo};
+use pitstop_format::{Container, Durability, FileDisk, NewCopy, ViewEnd, Volume, VolumeChange, VolumeId, VolumeInfo};
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
 use crate::events::Events;
@@ -213,6 +213,19 @@ pub(crate) enum DaemonError {
     RefreshConnected {
         /// The volume.
         volume: String,
+        /// The export that serves it.
+        id: String,
+    },
+    /// A guest uses the volume whose versions would be given up.
+    #[error(
+        "volume '{volume}', of which '{view}' is a view, has a connected guest (export '{id}'), whose writes would be given \
+         up: stop the guest first, use --force, or keep what it wrote with `pitstop view keep`"
+    )]
+    DropConnected {
+        /// The volume.
+        volume: String,
+        /// Its view.
+        view: String,
         /// The export that serves it.
         id: String,
     },
@@ -488,6 +501,27 @@ impl Daemon {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: served.config.id.clone() });
         }
         Ok(self.container().refresh(target, source)?)
+    }
+
+    /// Makes `name` a write-through view of `source` as it is at this instant; guests go on.
+    pub(crate) fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo> {
+        Ok(self.container().create_view(source, name)?)
+    }
+
+    /// Ends a write-through view, if that gives up no guest's writes or is forced; guests go on.
+    pub(crate) fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        let exports = lock(&self.exports); // held: no guest may be exported meanwhile
+        let source = self.container().volumes().into_iter().find(|volume| volume.viewed_by.as_deref() == Some(name));
+        // As for a refresh, no guest may connect between the question and the end.
+        let of_source = || exports.iter().filter(|served| source.as_ref().is_some_and(|it| it.id == served.volume));
+        let _gates: Vec<_> = of_source().map(|served| served.export.hold_new_connections()).collect();
+        if let (Some(source), ViewEnd::Drop, WhenConnected::Refuse) = (&source, end, when_connected)
+            && let Some(served) = of_source().find(|served| served.export.is_connected())
+        {
+            let (volume, id) = (source.name.clone(), served.config.id.clone());
+            return Err(DaemonError::DropConnected { volume, view: name.to_owned(), id });
+        }
+        Ok(self.container().end_view(name, end)?)
     }
 
     /// The first export of the volume `name`, if it has any; fails if there is no such volume.

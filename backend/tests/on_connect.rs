@@ -110,6 +110,19 @@ fn every_connection_begins_with_what_the_source_holds_then() {
     scene.stop();
 }
 
+// rules: SNP-40, VIEW-9
+#[test]
+fn a_volume_that_is_part_of_a_view_lets_nobody_in() {
+    let mut scene = Scene::new();
+    let mut qmp = scene.qmp();
+    qmp.order("x-pitstop-view-create", json!({"source": "ci", "name": "view"}));
+    scene.assert_refused();
+    wait_until("the reason", || scene.log().contains("part of the write-through view 'view'"));
+    qmp.order("x-pitstop-view-drop", json!({"name": "view"}));
+    drop((scene.guest("ci"), qmp));
+    scene.stop();
+}
+
 // rule: SNP-43
 #[test]
 fn after_a_restart_of_the_daemon_it_is_a_new_connection() {

@@ -138,6 +138,32 @@ pub enum Error {
         /// The holder, for people.
         holder: String,
     },
+    /// The volume is part of a write-through view, which must end first.
+    #[error(
+        "volume '{name}' is part of the write-through view '{view}'; end that first with `pitstop view drop CONTAINER \
+         {view}` or `pitstop view keep CONTAINER {view}`"
+    )]
+    InView {
+        /// The volume.
+        name: String,
+        /// The view.
+        view: String,
+    },
+    /// The volume is no write-through view.
+    #[error("volume '{name}' is no write-through view; `pitstop list` shows which volumes are")]
+    NotAView {
+        /// The volume.
+        name: String,
+    },
+    /// The volume's flushes promise nothing, and a view of it would have to promise what is its (VIEW-10).
+    #[error(
+        "volume '{name}' is of durability none, and no view is made of such a volume; change that first with `pitstop set \
+         CONTAINER {name} --durability flush`"
+    )]
+    Disposable {
+        /// The volume.
+        name: String,
+    },
     /// The volume is being hydrated already.
     #[error("volume '{name}' is being hydrated already; cancel that first, or wait until it has ended")]
     Hydrating {

@@ -25,8 +25,8 @@ pub use container::{
     BackgroundKind, BackgroundWork, ChangedIn, Check, Container, ContainerInfo, Content, CreateOptions, DiffCounts,
     DiffRange, DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration,
     JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, Moved, NewCopy, OpenMode, Origin,
-    PendingCopy, Relation, RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep, TaggedPart,
-    TaggedRead, VolumeChange, VolumeInfo, VolumeState,
+    PendingCopy, PendingView, Relation, RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep,
+    TaggedPart, TaggedRead, ViewEnd, VolumeChange, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

@@ -4,9 +4,9 @@
 //! the container opens, and every sector of every volume shows what the promises of `spec/` allow. The work goes on from
 //! crashes, also from crashes in recovery.
 //!
-//! req: R1, R2, R3, R4, R5, R6, R7, R8, R13, R28. Rules: JNL-1 to JNL-11, JNL-15, JNL-16, JNL-19, JNL-20, JNL-22, JNL-23,
-//! MAP-1, MAP-6 to MAP-13, SNP-1 to SNP-7, SNP-10, SNP-22, LAY-5, LAY-8, LAY-11, LAY-12, LAY-30 to LAY-36, TAG-2 to TAG-5, TAG-8, TAG-9, VOL-2, VOL-6,
-//! VOL-7, VOL-9 to VOL-11, CHK-0.
+//! req: R1, R2, R3, R4, R5, R6, R7, R8, R13, R24 to R28. Rules: JNL-1 to JNL-11, JNL-15, JNL-16, JNL-19, JNL-20, JNL-22,
+//! JNL-23, MAP-1, MAP-6 to MAP-13, SNP-1 to SNP-7, SNP-10, SNP-22, LAY-5, LAY-8, LAY-11, LAY-12, LAY-30 to LAY-36, TAG-2 to
+//! TAG-5, TAG-8, TAG-9, VOL-2, VOL-6, VOL-7, VOL-9 to VOL-11, VIEW-1 to VIEW-10, CHK-0.
 //!
 //! `PITSTOP_MODEL_SEEDS=first..end` chooses other seeds, `PITSTOP_MODEL_SECONDS=n` stops after n seconds: `make crash-soak`.
 

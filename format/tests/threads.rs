@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{StopOnDrop, StopOnPanic};
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Maintained, OpenMode, VolumeIo};
+use pitstop_format::{Container, CreateOptions, Maintained, OpenMode, ViewEnd, VolumeIo};
 
 const WRITERS: u64 = 3;
 const COPIES: u64 = 6000;
@@ -122,6 +122,61 @@ fn a_copy_made_among_busy_writers_is_one_instant_of_all_of_them() {
     container.close().unwrap();
     let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
     check_copy(&VolumeIo::new(&container, container.volume("golden").unwrap()), &values);
+}
+
+// rules: VIEW-2 to VIEW-4 — each owner finds what it wrote, the old one also what the new one wrote, block by block and in
+// parts, while views come and go.
+#[test]
+fn a_view_and_its_source_are_written_by_two_owners() {
+    const PART: u64 = 0;
+    const WHOLE: u64 = 4096;
+    let disk = SimDisk::new();
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
+    Container::create(disk.clone(), &options).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    container.create_volume("a", 1 << 20).unwrap();
+    for round in 1..300u64 {
+        container.create_view("a", "b").unwrap();
+        let io = |name| VolumeIo::new(&container, container.volume(name).unwrap());
+        let before = counter(&io("b"), PART + 512);
+        std::thread::scope(|scope| {
+            let (a, b) = (io("a"), io("b"));
+            scope.spawn(move || {
+                for value in round << 32..(round << 32) + 20 {
+                    put(&b, PART, value, 512);
+                    assert_eq!(counter(&a, PART), value, "a part of a block");
+                    put(&b, WHOLE, value, 4096);
+                    assert_eq!(counter(&a, WHOLE), value, "a block of which the source writes a part");
+                    assert_eq!((counter(&b, PART + 512), counter(&b, WHOLE + 512)), (before, value));
+                }
+            });
+            let a = io("a");
+            scope.spawn(move || {
+                for value in round << 32..(round << 32) + 20 {
+                    put(&a, PART + 512, value, 512);
+                    assert_eq!(counter(&a, PART + 512), value, "the source's own part");
+                    put(&a, WHOLE + 512, value, 512);
+                    if value % 8 == 0 {
+                        a.flush().unwrap();
+                    }
+                }
+            });
+            let maintained = &container;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    maintained.maintain().unwrap();
+                }
+            });
+        });
+        let own = counter(&io("a"), PART + 512);
+        let end = if round % 2 == 0 { ViewEnd::Drop } else { ViewEnd::Keep };
+        container.end_view("b", end).unwrap();
+        assert_eq!(counter(&io("a"), PART + 512), if end == ViewEnd::Drop { before } else { own });
+        container.delete_volume("b").unwrap();
+    }
+    container.settle(100_000).unwrap();
+    container.close().unwrap();
+    assert!(pitstop_format::check::check(&*disk).unwrap().findings.is_empty());
 }
 
 // rule: VOL-12 — commands from several threads run one after the other and never meet half-done work.

@@ -28,6 +28,7 @@ COMMANDS = {
     "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "x-pitstop-volume-seal",
     "x-pitstop-split",
+    "x-pitstop-view-create", "x-pitstop-view-drop", "x-pitstop-view-keep",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }
 
@@ -82,7 +83,7 @@ async def questions(client):
 
 
 async def volumes(client, watcher):
-    """CTL-36 to CTL-42, CTL-46, CTL-70 to CTL-72."""
+    """CTL-36 to CTL-42, CTL-46, CTL-70 to CTL-72, CTL-150 to CTL-152."""
     snapshot = await client.execute("x-pitstop-snapshot", {"source": "golden", "name": "qmp-ci"})
     assert snapshot["volume"]["name"] == "qmp-ci" and snapshot["elapsed-us"] >= 0, snapshot
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-ci", "source": "golden"}
@@ -100,6 +101,16 @@ async def volumes(client, watcher):
     assert len(base64.b64decode(piece["data"], validate=True)) == 3 * 512, piece
     step = await client.execute("x-pitstop-diff", {"a": "golden", "b": "qmp-ci"})
     assert step["ranges"] == [] and step["counts"]["bytes"] == 0, step
+    for end, event in [("drop", "X_PITSTOP_VIEW_DROPPED"), ("keep", "X_PITSTOP_VIEW_KEPT")]:
+        view = await client.execute("x-pitstop-view-create", {"source": "qmp-ci", "name": "qmp-view"})
+        assert view["volume"]["view-of"] == "qmp-ci", view
+        assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-view", "source": "qmp-ci"}
+        await expect_error(client, "GenericError", "view drop", "x-pitstop-snapshot", source="qmp-ci", name="qmp-0")
+        ended = await client.execute("x-pitstop-view-" + end, {"name": "qmp-view"})
+        assert ended["volume"]["view-of"] is None, ended
+        assert await next_event(watcher, event) == {"name": "qmp-view"}
+        await client.execute("x-pitstop-volume-delete", {"name": "qmp-view"})
+        assert await next_event(watcher, "X_PITSTOP_VOLUME_DELETED") == {"name": "qmp-view"}
     created = await client.execute("x-pitstop-volume-create", {"name": "qmp-1", "size": 1 << 20})
     assert created["volume"]["size-bytes"] == 1 << 20, created
     assert await next_event(watcher, "X_PITSTOP_VOLUME_CREATED") == {"name": "qmp-1"}

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use pitstop_format::{NewCopy, VolumeChange};
+use pitstop_format::{NewCopy, ViewEnd, VolumeChange};
 
 use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
@@ -352,6 +352,11 @@ enum Verb {
         #[command(flatten)]
         show: Show,
     },
+    /// Make a second volume over a volume's data, for a new owner to take over while the old one still writes
+    View {
+        #[command(subcommand)]
+        verb: ViewVerb,
+    },
     /// Make a virtual volume real: copy what it still reads from other volumes
     ///
     /// Afterwards the volume needs nobody else's data: what it was copied from can be deleted, and its space given back. It
@@ -453,6 +458,55 @@ enum VolumeVerb {
         #[command(flatten)]
         show: Show,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum ViewVerb {
+    /// Make VIEW a write-through view of VOLUME as it is now, at once
+    ///
+    /// What is written through VIEW from now on is seen by both volumes; what is written through VOLUME is seen by VOLUME
+    /// alone, until VIEW writes there again. What VOLUME's guest had under way still ends in what both show. Nothing is copied,
+    /// and no guest waits. Until the view ends, neither volume can be copied, refreshed, hydrated or deleted.
+    #[command(after_help = "Example:\n  pitstop view create disks.pit db db-new")]
+    Create {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The new volume
+        view: String,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// End a view, and give up what was written through its source alone: both volumes show what VIEW shows
+    #[command(after_help = "Example:\n  pitstop view drop disks.pit db-new")]
+    Drop {
+        #[command(flatten)]
+        view: ViewArgs,
+        /// Drop them even if a guest is connected to the source
+        ///
+        /// The guest's disk changes under its file system, which it will take for damage: power it off first.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// End a view; both volumes keep what they show
+    #[command(after_help = "Example:\n  pitstop view keep disks.pit db-new")]
+    Keep {
+        #[command(flatten)]
+        view: ViewArgs,
+        #[command(flatten)]
+        show: Show,
+    },
+}
+
+/// A view of a container.
+#[derive(Debug, Args)]
+struct ViewArgs {
+    /// The container
+    container: PathBuf,
+    /// The view
+    #[arg(value_name = "VIEW")]
+    name: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -629,6 +683,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Seal { volume, speed, wait, show } => {
             verbs::seal::run(&volume.container, &volume.name, how(speed, wait), show.output)?;
         }
+        Verb::View { verb } => view(verb)?,
         Verb::Job { verb } => job(verb)?,
         Verb::Check { container, data, repair, repair_log, undo, show } => {
             let task = match (repair, undo) {
@@ -640,6 +695,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn view(verb: ViewVerb) -> Result<()> {
+    match verb {
+        ViewVerb::Create { volume: VolumeArgs { container, name }, view, show } => {
+            verbs::view::create(&container, &name, &view, show.output)
+        }
+        ViewVerb::Drop { view: ViewArgs { container, name }, force, show } => {
+            verbs::view::end(&container, &name, ViewEnd::Drop, connected(force), show.output)
+        }
+        ViewVerb::Keep { view: ViewArgs { container, name }, show } => {
+            verbs::view::end(&container, &name, ViewEnd::Keep, Connected::Spare, show.output)
+        }
+    }
 }
 
 fn job(verb: JobVerb) -> Result<()> {

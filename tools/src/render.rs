@@ -360,7 +360,12 @@ pub(crate) fn state(volume: &VolumeView) -> String {
         }
         (StateView::Real, _) => "real".to_owned(),
     };
-    if volume.undefined { format!("{state}, undefined") } else { state }
+    let state = if volume.undefined { format!("{state}, undefined") } else { state };
+    match (&volume.view_of, &volume.viewed_by) {
+        (Some(source), _) => format!("{state}, view of {}", printable(source)),
+        (None, Some(view)) => format!("{state}, viewed by {}", printable(view)),
+        (None, None) => state,
+    }
 }
 
 /// Whether the volume is a copy of another, and its relation to that has ended.

@@ -19,6 +19,8 @@ pub(crate) fn volume(id: u64, name: &str, origin: Option<(u64, &str, i64)>) -> V
         verify: Verify::Off,
         sealing: None,
         relation: None,
+        view_of: None,
+        viewed_by: None,
         origin: origin.map(|(volume, name, instant_unix_ns)| OriginView {
             volume,
             name: name.to_owned(),
@@ -227,4 +229,13 @@ fn a_volume_that_is_hydrated_shows_how_far() {
     let volume = VolumeView { state: StateView::Hydrating, hydration, ..volume(1, "ci", None) };
     assert_eq!(state(&volume), "hydrating 99 %");
     assert!(volume_table(&[volume]).contains("  hydrating 99 %  "));
+}
+
+#[test]
+fn a_view_and_its_source_say_so() {
+    let view = VolumeView { view_of: Some("disk".to_owned()), ..volume(2, "new", Some((1, "disk", 10))) };
+    assert_eq!(state(&view), "virtual, view of disk");
+    let source = VolumeView { viewed_by: Some("new\u{1b}".to_owned()), ..volume(1, "disk", None) };
+    assert_eq!(state(&source), "real, viewed by new\\u{1b}");
+    assert!(volume_table(&[view]).contains("  virtual, view of disk  "));
 }

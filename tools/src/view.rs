@@ -168,6 +168,12 @@ pub(crate) struct VolumeView {
     pub(crate) origin: Option<OriginView>,
     /// How it stands to its origin, if it has one.
     pub(crate) relation: Option<RelationView>,
+    /// The volume that it is a write-through view of.
+    #[serde(default)]
+    pub(crate) view_of: Option<String>,
+    /// The write-through view of it.
+    #[serde(default)]
+    pub(crate) viewed_by: Option<String>,
     pub(crate) state: StateView,
     /// How far it has been hydrated, while it is.
     pub(crate) hydration: Option<HydrationView>,

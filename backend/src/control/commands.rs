@@ -18,6 +18,7 @@ use super::hub::Hub;
 use super::jobs;
 use super::protocol::{ErrorClass, Failure, Request, version};
 use super::target::{Refusal, RefusalKind, Target};
+use super::views;
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace, SocketSource};
 use crate::daemon::{DaemonError, WhenConnected};
 use crate::space::SpaceUse;
@@ -57,7 +58,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 30] = [
+const COMMANDS: [(&str, Handler); 33] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -82,6 +83,9 @@ const COMMANDS: [(&str, Handler); 30] = [
     ("x-pitstop-refresh", refresh),
     ("x-pitstop-snapshot", snapshot),
     ("x-pitstop-split", split),
+    ("x-pitstop-view-create", views::create),
+    ("x-pitstop-view-drop", views::drop_source),
+    ("x-pitstop-view-keep", views::keep),
     ("x-pitstop-volume-create", volume_create),
     ("x-pitstop-volume-delete", volume_delete),
     ("x-pitstop-volume-hydrate", jobs::hydrate),
@@ -105,6 +109,11 @@ impl Context {
     /// What the commands are carried out on.
     pub(super) fn target(&self) -> &dyn Target {
         self.target.as_ref()
+    }
+
+    /// Whom events go to.
+    pub(super) fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Runs a command of a session that has negotiated.
@@ -436,7 +445,7 @@ fn split(context: &Context, mut args: Args) -> Result<Done, Failure> {
 }
 
 /// The result of a point-in-time command: the volume as it is now, and how long the daemon took.
-fn timed(volume: &VolumeInfo, started: Instant) -> Result<Value, Failure> {
+pub(super) fn timed(volume: &VolumeInfo, started: Instant) -> Result<Value, Failure> {
     Ok(json!({"volume": to_value(volume)?, "elapsed-us": elapsed_us(started)}))
 }
 
@@ -467,7 +476,7 @@ pub(super) fn of_container(error: FormatError) -> Failure {
 }
 
 /// Commands of ours tell programs whether the thing named is missing (CTL-20).
-fn as_typed(refusal: Refusal) -> Failure {
+pub(super) fn as_typed(refusal: Refusal) -> Failure {
     let class = match refusal.kind {
         RefusalKind::NotFound => ErrorClass::DeviceNotFound,
         RefusalKind::Other => ErrorClass::Generic,

@@ -18,6 +18,7 @@ mod server;
 mod session;
 mod stream;
 mod target;
+mod views;
 
 #[cfg(test)]
 #[path = "tests/fake.rs"]

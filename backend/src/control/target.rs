@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::Receiver;
 
-use pitstop_format::{Container, Durability, NewCopy, VolumeChange, VolumeInfo};
+use pitstop_format::{Container, Durability, NewCopy, ViewEnd, VolumeChange, VolumeInfo};
 
 use crate::config::ExportConfig;
 use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
@@ -62,6 +62,10 @@ pub(crate) trait Target: Send + Sync {
     fn refresh(&self, target: &str, source: &str, when_connected: WhenConnected) -> Result<VolumeInfo>;
     /// Ends a volume's relation to the one that it is a copy of.
     fn split(&self, name: &str) -> Result<VolumeInfo>;
+    /// Makes `name` a write-through view of `source` as it is now.
+    fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo>;
+    /// Ends the write-through view `name`.
+    fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo>;
     /// Asks the daemon to end; returns at once, and [`Event::Shutdown`] goes to the subscribers.
     fn request_shutdown(&self);
     /// Every event from now on.
@@ -141,6 +145,14 @@ impl Target for Daemon {
 
     fn split(&self, name: &str) -> Result<VolumeInfo> {
         Ok(self.split(name)?)
+    }
+
+    fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo> {
+        Ok(self.create_view(source, name)?)
+    }
+
+    fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        Ok(self.end_view(name, end, when_connected)?)
     }
 
     fn request_shutdown(&self) {

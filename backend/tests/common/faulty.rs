@@ -77,6 +77,16 @@ struct State {
     /// No request is answered.
     hung: Mutex<bool>,
     hung_changed: Condvar,
+    held: Mutex<Held>,
+    held_changed: Condvar,
+}
+
+/// Writes that wait, while others go on.
+#[derive(Default)]
+struct Held {
+    /// Those that begin with this byte.
+    byte: Option<u8>,
+    count: u64,
 }
 
 /// The mounted file system; unmounted when dropped.
@@ -100,6 +110,8 @@ impl FaultyFs {
             read_takes_ms: AtomicU64::new(0),
             hung: Mutex::default(),
             hung_changed: Condvar::new(),
+            held: Mutex::default(),
+            held_changed: Condvar::new(),
         });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("pitstop-faulty".to_owned())];
@@ -139,6 +151,17 @@ impl FaultyFs {
         self.state.hung_changed.notify_all();
     }
 
+    /// From now on writes that begin with this byte wait, and no others; those that have waited go on.
+    pub fn hold_writes_of(&self, byte: Option<u8>) {
+        lock(&self.state.held).byte = byte;
+        self.state.held_changed.notify_all();
+    }
+
+    /// Writes that wait.
+    pub fn held(&self) -> u64 {
+        lock(&self.state.held).count
+    }
+
     /// Bytes that the file has.
     pub fn file_len(&self) -> u64 {
         self.state.backing.metadata().unwrap().len()
@@ -148,6 +171,7 @@ impl FaultyFs {
 impl Drop for FaultyFs {
     fn drop(&mut self) {
         self.set_hung(false);
+        self.hold_writes_of(None);
         if let Some(session) = self.session.take()
             && let Err(error) = session.umount_and_join()
         {
@@ -182,6 +206,22 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn wait_while_held(&self, byte: Option<u8>) {
+        let mut held = lock(&self.held);
+        held.count += 1;
+        while held.byte == byte {
+            held = self.held_changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        held.count -= 1;
+    }
+
+    fn write(&self, data: &[u8], offset: u64, reply: ReplyWrite) {
+        match self.backing.write_all_at(data, offset) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(error.into()),
+        }
     }
 
     fn attr(&self) -> FileAttr {
@@ -302,10 +342,15 @@ impl Filesystem for Served {
         if let Err(error) = self.0.check(Op::Write, offset..offset + data.len() as u64) {
             return reply.error(error);
         }
-        match self.0.backing.write_all_at(data, offset) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(error.into()),
+        let byte = lock(&self.0.held).byte;
+        if byte.is_none() || data.first() != byte.as_ref() {
+            return self.0.write(data, offset, reply);
         }
+        let (state, data) = (Arc::clone(&self.0), data.to_vec());
+        std::thread::spawn(move || {
+            state.wait_while_held(byte);
+            state.write(&data, offset, reply);
+        });
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {

@@ -10,3 +10,4 @@ mod hung;
 mod others;
 mod scene;
 mod space;
+mod views;

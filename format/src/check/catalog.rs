@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::copies::wrong_copies;
 use super::finding::{
-    COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, RELATION, SECOND_RELATION, UNREACHED_LAYER,
+    COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, RELATION, SECOND_RELATION, UNREACHED_LAYER, VIEW,
 };
 use super::metadata::Metadata;
 use super::relations::wrong_relations;
+use super::views::wrong_views;
 use crate::error::Place;
 use crate::layout::slot::{Durability, LayerKind, LayerRecord, RelationRecord, Slot, VolumeRecord};
 use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
@@ -44,6 +45,7 @@ impl<'a> Catalog<'a> {
         catalog.check_parents(report);
         catalog.check_copies(metadata.blind, report);
         catalog.check_relations(next_id(metadata), report);
+        catalog.check_views(metadata.blind, report);
         catalog.check_reach(metadata.blind, report);
         catalog
     }
@@ -125,7 +127,20 @@ impl<'a> Catalog<'a> {
         }
     }
 
+    fn check_views(&self, blind: bool, report: &mut CheckReport) {
+        let volumes = self.volumes.iter().map(|(_, volume)| *volume);
+        let wrong = wrong_views(volumes, self.layers.values().map(|(_, layer)| *layer), blind);
+        for &(number, volume) in &self.volumes {
+            if let Some(message) = wrong.get(&volume.id) {
+                report.add(VIEW, place(number), format!("view '{}' {message}", volume.name), "LAY-70");
+            }
+        }
+    }
+
     fn check_parents(&self, report: &mut CheckReport) {
+        // What stands on the head of a view is looked at with the views.
+        let views: HashSet<LayerId> =
+            self.volumes.iter().filter(|(_, volume)| volume.is_view).map(|(_, volume)| volume.head).collect();
         // Layers whose walk up is known to end or has been reported.
         let mut done: HashSet<LayerId> = HashSet::new();
         for (&id, &(number, layer)) in &self.layers {
@@ -134,7 +149,7 @@ impl<'a> Catalog<'a> {
             };
             let complaint = match self.layers.get(&parent) {
                 None => Some(format!("parent {parent} of layer {id} does not exist")),
-                Some((_, above)) if !above.kind.may_be_parent() => {
+                Some((_, above)) if !above.kind.may_be_parent() && !views.contains(&parent) => {
                     Some(format!("parent {parent} of layer {id} is of kind {:?}", above.kind))
                 }
                 Some((_, above)) => {

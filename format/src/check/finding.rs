@@ -174,4 +174,5 @@ kinds! {
     TAG_RECORD "CHK-60" Corruption;
     TAG_SLAB "CHK-61" Corruption;
     DATA "CHK-62" Corruption;
+    VIEW "CHK-70" Corruption;
 }

@@ -16,6 +16,7 @@ pub mod repair;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod views;
 
 pub(crate) use finding::Unfit;
 pub use finding::{CheckReport, FINDINGS_KEPT, Finding, Outcome, Severity};

@@ -32,12 +32,17 @@ struct Fixture {
     superblock: Superblock,
 }
 
+fn empty() -> (Arc<SimDisk>, Container) {
+    let disk = SimDisk::new();
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..Default::default() };
+    Container::create(disk.clone(), &options).unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    (disk, container)
+}
+
 impl Fixture {
     fn work() -> (Arc<SimDisk>, Container) {
-        let disk = SimDisk::new();
-        let options = CreateOptions { journal_len_bytes: 1 << 20, ..Default::default() };
-        Container::create(disk.clone(), &options).unwrap();
-        let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+        let (disk, container) = empty();
         container.create_volume("golden", SIZE).unwrap();
         let golden = VolumeIo::new(&container, container.volume("golden").unwrap());
         golden.write_at(&[1; 8192], 0).unwrap();
@@ -104,6 +109,23 @@ impl Fixture {
             container.refresh("ci", "golden").unwrap();
             container.settle(100).unwrap();
         }
+        container.close().unwrap();
+        Self::on(disk)
+    }
+
+    /// With b, a view of a, and a volume beside them.
+    fn viewing() -> Self {
+        let (disk, container) = empty();
+        container.create_volume("a", SIZE).unwrap();
+        let put = |name: &str, value: u8| {
+            let io = VolumeIo::new(&container, container.volume(name).unwrap());
+            io.write_at(&[value; 8192], u64::from(value) * 4096).unwrap();
+        };
+        put("a", 1);
+        container.create_view("a", "b").unwrap();
+        put("a", 2);
+        put("b", 3);
+        container.create_volume("other", SIZE).unwrap();
         container.close().unwrap();
         Self::on(disk)
     }
@@ -414,7 +436,7 @@ fn chk_6_unknown_durability_and_flags_of_a_volume() {
         (slot::volume::FLAGS, 2, true),
         (slot::volume::FLAGS, 4, false),
         (slot::volume::FLAGS, 8, true),
-        (slot::volume::FLAGS, 16, false),
+        (slot::volume::FLAGS, 32, false),
         (slot::volume::VERIFY, 1, true),
         (slot::volume::VERIFY, 2, true),
         (slot::volume::VERIFY, 3, false),
@@ -709,6 +731,55 @@ fn chk_33_a_copy_layer_that_nobody_can_fill() {
     fixture.edit_layer((at, head), |record| record.parent = Some(id));
     assert_eq!(refused(&fixture), "LAY-40");
     fixture.expect(&["CHK-33"]);
+}
+
+// rule: LAY-70 — each of the ways; a whole view is none.
+#[test]
+fn chk_70_a_view_whose_heads_do_not_fit() {
+    type Damage = fn(&Fixture);
+    let whole = Fixture::viewing();
+    whole.expect(&[]);
+    drop(Container::open(whole.disk.clone(), OpenMode::ReadWrite).unwrap());
+    let damages: [(Damage, &[&str]); 6] = [
+        (|fixture| fixture.edit_layer(fixture.head_of("a"), |record| record.parent_limit -= 4096), &["CHK-70"]),
+        (
+            |fixture| {
+                let lower = fixture.head_of("b").1.id;
+                fixture.edit_layer(fixture.head_of("other"), |record| {
+                    (record.parent, record.parent_limit) = (Some(lower), record.size);
+                });
+            },
+            &["CHK-70"],
+        ),
+        (
+            |fixture| {
+                let frozen = fixture.frozen().1.id;
+                fixture.edit_layer(fixture.head_of("a"), |record| record.parent = Some(frozen));
+            },
+            &["CHK-70"],
+        ),
+        (|fixture| fixture.edit_volume("a", |record| record.is_view = true), &["CHK-70"]),
+        (|fixture| fixture.edit_volume("other", |record| record.is_view = true), &["CHK-70"]),
+        (
+            |fixture| {
+                fixture.edit_layer(fixture.head_of("a"), |record| record.size -= 4096);
+                fixture.edit_layer(fixture.head_of("a"), |record| record.parent_limit = record.size);
+                fixture.edit_volume("a", |record| record.size -= 4096);
+            },
+            &["CHK-70"],
+        ),
+    ];
+    for (damage, ids) in damages {
+        let fixture = Fixture::viewing();
+        damage(&fixture);
+        fixture.expect(ids);
+        assert_eq!(refused(&fixture), "LAY-70");
+    }
+    // A head that is no view's is nobody's parent.
+    let fixture = Fixture::viewing();
+    fixture.edit_volume("b", |record| record.is_view = false);
+    fixture.expect(&["CHK-11"]);
+    assert_eq!(refused(&fixture), "LAY-2");
 }
 
 #[test]

@@ -83,10 +83,18 @@ impl State {
         chain
     }
 
+    /// Layers and volumes that use a layer: the volume of a head that another's stands on counts, too.
+    pub(super) fn use_count(&self, layer: LayerId) -> usize {
+        self.child_count(layer) + usize::from(self.heads.contains_key(&layer))
+    }
+
     /// Whether a layer of `volume`'s chain is its own (LAY-7); `alone` says whether each layer above it has at most one
-    /// child, and then whether it has, too.
+    /// user, and then whether it has, too.
     fn is_own(&self, volume: VolumeId, layer: LayerId, alone: &mut bool) -> bool {
-        *alone &= self.child_count(layer) <= 1;
+        *alone &= self.use_count(layer) <= 1;
+        if let Some(&head_of) = self.heads.get(&layer) {
+            return head_of == volume;
+        }
         // A layer that a merge has taken out of the chain meanwhile may be gone.
         let owner = self.layer_slots.contains_key(&layer).then(|| self.layer_record(layer).owner).flatten();
         owner.map_or(*alone, |owner| owner == volume)

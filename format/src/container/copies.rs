@@ -15,8 +15,8 @@ use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layout::slot::{Durability, LayerKind, OriginRecord, Verify, VolumeRecord};
-use crate::units::VolumeId;
-use crate::volume::{Volume, VolumeCore};
+use crate::units::{LayerId, VolumeId};
+use crate::volume::{Volume, VolumeCore, Writers};
 
 /// A copy to be made of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +111,11 @@ impl CopyTarget {
     fn check(&self, state: &State) -> Result<usize> {
         match self {
             Self::New(name) => state.check_new_name(name).map(|()| 0),
-            Self::Existing(name) => Ok(2 + state.check_let_go(state.volume_id(name)?)?),
+            Self::Existing(name) => {
+                let id = state.volume_id(name)?;
+                state.check_no_view(id)?;
+                Ok(2 + state.check_let_go(id)?)
+            }
         }
     }
 }
@@ -143,8 +147,9 @@ impl Frozen {
             verify: Verify::Off,
             sealing: None,
             split: false,
+            is_view: false,
         };
-        let core = Arc::new(VolumeCore::new(&record, head, signal.clone()));
+        let core = Arc::new(VolumeCore::new(&record, Writers::new(head, signal.clone())));
         state.add_volume(record, core);
         id
     }
@@ -166,7 +171,7 @@ impl Frozen {
             record.split = false;
         });
         let core = state.volumes[&id].clone();
-        core.switch(head, signal.clone());
+        core.switch(Writers::new(head, signal.clone()));
         core.touch(state);
         state.let_go(old, id);
         state.has_been_refreshed(id);
@@ -195,19 +200,24 @@ impl State {
         if head.is_untouched() && !is_on_copy(&head) {
             return head.parent();
         }
-        self.update_layer(head.id, |record| {
-            record.kind = LayerKind::Frozen;
-            record.owner = Some(id);
-            record.frozen_ns = instant_ns;
-        });
+        self.freeze_layer(head.id, id, instant_ns);
         let new_head = add_head(self, Some(head.clone()), head.size);
         self.update_volume(id, |record| {
             record.head = new_head.id;
             record.seal_more();
         });
-        core.switch(new_head, signal.clone());
+        core.switch(Writers::new(new_head, signal.clone()));
         core.touch(self);
         Some(head)
+    }
+
+    /// Makes a volume's head a frozen layer.
+    pub(super) fn freeze_layer(&mut self, head: LayerId, owner: VolumeId, instant_ns: i64) {
+        self.update_layer(head, |record| {
+            record.kind = LayerKind::Frozen;
+            record.owner = Some(owner);
+            record.frozen_ns = instant_ns;
+        });
     }
 }
 
@@ -296,6 +306,7 @@ impl Container {
         let mut state = self.lock_for(|state| {
             state.check_group(sources.len())?;
             ids = sources.iter().map(|source| state.defined_volume_id(source)).collect::<Result<Vec<_>>>()?;
+            ids.iter().try_for_each(|&id| state.check_no_view(id))?;
             let mut slots = Slots { new: ids.len(), changed: 2 * ids.len() };
             for target in &targets {
                 target.check(state)?;

@@ -33,12 +33,18 @@ impl Container {
     ///
     /// With durability flush, all that had completed before is durable when this returns.
     ///
-    /// Errors: [`Error::NoSuchVolume`].
+    /// Errors: [`Error::NoSuchVolume`], [`Error::InView`].
     pub fn set_volume(&self, name: &str, change: VolumeChange) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         let (id, core) = {
-            let mut state = self.lock_for(|state| state.volume_id(name).map(|_| Slots { new: 0, changed: 1 }))?;
+            let mut state = self.lock_for(|state| {
+                let id = state.volume_id(name)?;
+                if change.durability == Some(Durability::None) {
+                    state.check_no_view(id)?;
+                }
+                Ok(Slots { new: 0, changed: 1 })
+            })?;
             let id = state.volume_id(name)?;
             let core = state.volumes[&id].clone();
             if change.durability == Some(Durability::Flush) {

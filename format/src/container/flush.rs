@@ -88,7 +88,7 @@ impl Flush {
             Durability::None => Stage::Done,
             Durability::Flush => {
                 let state = shared.lock();
-                if volume.dirty_batch() <= state.batches.durable {
+                if volume.dirty_batch().max(state.batches.late) <= state.batches.durable {
                     Stage::SyncOnly
                 } else {
                     Stage::Batch(state.batches.open)

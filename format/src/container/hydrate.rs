@@ -205,7 +205,7 @@ impl Container {
     /// Begins to make volume `name` real: from now on [`Container::hydrate_step`] copies into it what it reads from layers
     /// of others. Costs the same whatever the sizes. Returns the copy layer, or nothing if the volume is real already.
     ///
-    /// Errors: [`Error::NoSuchVolume`], [`Error::Hydrating`], [`Error::NoSpace`].
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Hydrating`], [`Error::InView`], [`Error::NoSpace`].
     pub fn hydrate(&self, name: &str) -> Result<Option<LayerId>> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
@@ -213,6 +213,7 @@ impl Container {
         let id = {
             let state = self.shared.lock();
             let id = state.volume_id(name)?;
+            state.check_no_view(id)?;
             if state.copy_layer(id).is_some() {
                 return Err(hydrating());
             }

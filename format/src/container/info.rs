@@ -147,6 +147,10 @@ pub struct VolumeInfo {
     pub origin: Option<Origin>,
     /// What became of its relation to the origin, if it has one.
     pub relation: Option<Relation>,
+    /// The volume that it is a write-through view of.
+    pub view_of: Option<String>,
+    /// The write-through view of it.
+    pub viewed_by: Option<String>,
     /// Virtual, on its way to being real, or real.
     pub state: VolumeState,
     /// How far it has been hydrated, while it is.
@@ -193,9 +197,11 @@ impl State {
         let mut users = HashMap::new();
         for (&head, &volume) in &self.heads {
             let mut next = Some(head);
-            while let Some(layer) = next.filter(|&layer| self.child_count(layer) <= 1) {
+            while let Some(layer) = next {
                 users.insert(layer, volume);
-                next = self.layer_record(layer).parent;
+                // On the head of a view stands another volume's.
+                let below = self.layer_record(layer).parent.filter(|_| self.use_count(layer) <= 1);
+                next = below.filter(|&below| self.use_count(below) <= 1);
             }
         }
         users
@@ -212,6 +218,8 @@ impl State {
             None if foreign => VolumeState::Virtual,
             None => VolumeState::Real,
         };
+        let view = self.view(id);
+        let other = |id: VolumeId| self.volume_record(id).name.clone();
         VolumeInfo {
             id,
             name: record.name.clone(),
@@ -228,6 +236,8 @@ impl State {
                 instant_unix_ns: origin.instant_ns,
             }),
             relation: self.relation_info(id, state),
+            view_of: view.filter(|view| view.view == id).map(|view| other(view.source)),
+            viewed_by: view.filter(|view| view.source == id).map(|view| other(view.view)),
             state,
             hydration: hydration.map(|Hydration { layer, copied_bytes, total_bytes, .. }| Hydrated {
                 layer,

@@ -33,6 +33,7 @@ pub(crate) mod state;
 mod tagged;
 mod tags;
 mod verify;
+mod view;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, TryLockError};
@@ -55,6 +56,7 @@ pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 pub use seal::{SealEnd, SealStep, Sealing};
 pub use tagged::{Check, TagLoad, TagStep, TaggedPart, TaggedRead};
+pub use view::{PendingView, ViewEnd};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;

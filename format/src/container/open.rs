@@ -18,10 +18,11 @@ use crate::layer::{Layer, Link, Page, PageLoad, Table};
 use crate::layout::Bad;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::entry::{self, RawEntry};
-use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, Slot};
+use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, Slot, VolumeRecord};
 use crate::layout::tags;
 use crate::units::{ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, SlabNo};
-use crate::volume::VolumeCore;
+use crate::volume::{Role, VolumeCore, Writers};
+
 /// Decodes a table page and checks each entry's slab against its descriptor (MAP-5).
 ///
 /// Entries for which `replaced` holds are not looked at: newer values take their place.
@@ -59,8 +60,8 @@ fn check_owner(layer: LayerId, chunk: ChunkNo, found: RawEntry, alloc: &Allocato
     }
 }
 
-/// Checks the catalog against itself and builds the layers, parents first.
-fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
+/// Checks the catalog against itself and builds the layers, parents first. `views` are the heads that may be parents.
+fn build_layers(slots: &[Slot], views: &HashMap<LayerId, LayerId>) -> Result<HashMap<LayerId, Arc<Layer>>> {
     let records: BTreeMap<LayerId, (&LayerRecord, u32)> = slots
         .iter()
         .zip(0u32..)
@@ -92,6 +93,7 @@ fn build_layers(slots: &[Slot]) -> Result<HashMap<LayerId, Arc<Layer>>> {
             let parent = if record.kind == LayerKind::Doomed { None } else { record.parent };
             if let Some((above, number)) = parent.and_then(|parent| records.get(&parent))
                 && !above.kind.may_be_parent()
+                && views.get(&above.id) != Some(&record.id)
             {
                 return Err(bad(*number, "LAY-2", format!("{:?} as a parent", above.kind), "a frozen or copy layer"));
             }
@@ -124,10 +126,48 @@ fn check_copies(slots: &[Slot]) -> Result<()> {
     Ok(())
 }
 
+/// The heads of views, each with the head that stands on it: one of the same size, of a volume that is no view itself.
+fn find_views(slots: &[Slot]) -> Result<HashMap<LayerId, LayerId>> {
+    let volumes = slots.iter().filter_map(|slot| match slot {
+        Slot::Volume(record) => Some((record.head, record)),
+        _ => None,
+    });
+    let volumes: HashMap<LayerId, &VolumeRecord> = volumes.collect();
+    let is_view = |head: &LayerId| volumes.get(head).is_some_and(|volume| volume.is_view);
+    let bad = |number, found| -> Error {
+        Bad::new("LAY-70", found, "one head of the same size over the head of a view")
+            .at("view", Place::Slot(number))
+            .into()
+    };
+    let mut views = HashMap::new();
+    for (slot, number) in slots.iter().zip(0u32..) {
+        let Slot::Layer(LayerRecord { id, parent: Some(parent), kind, size, parent_limit, .. }) = slot else {
+            continue;
+        };
+        if *kind == LayerKind::Doomed || !is_view(parent) {
+            continue;
+        }
+        let is_head = *kind == LayerKind::Head && !is_view(id);
+        if !is_head || *size != volumes[parent].size || parent_limit != size || views.insert(*parent, *id).is_some() {
+            return Err(bad(number, format!("layer {id} of {size} bytes over head {parent}")));
+        }
+    }
+    for (slot, number) in slots.iter().zip(0u32..) {
+        if let Slot::Volume(record) = slot
+            && record.is_view
+            && !views.contains_key(&record.head)
+        {
+            return Err(bad(number, format!("nothing over the head of view '{}'", record.name)));
+        }
+    }
+    Ok(views)
+}
+
 /// Checks the volumes and builds their runtime halves.
 fn build_volumes(
     slots: &[Slot],
     layers: &HashMap<LayerId, Arc<Layer>>,
+    views: &HashMap<LayerId, LayerId>,
     signal: &Arc<Signal>,
 ) -> Result<HashMap<crate::units::VolumeId, Arc<VolumeCore>>> {
     let heads: HashMap<LayerId, &LayerRecord> = slots
@@ -137,6 +177,11 @@ fn build_volumes(
             _ => None,
         })
         .collect();
+    let mut in_views: HashMap<LayerId, Arc<Writers>> = HashMap::new();
+    for (lower, upper) in views {
+        let pair = Role::pair(layers[upper].clone(), layers[lower].clone(), signal);
+        in_views.extend([*upper, *lower].into_iter().zip(pair));
+    }
     let mut volumes = HashMap::new();
     let mut names = HashSet::new();
     let mut used = HashSet::new();
@@ -159,7 +204,11 @@ fn build_volumes(
         if !names.insert(&record.name) {
             return Err(bad("CAT-4", format!("name '{}' twice", record.name), "unique names"));
         }
-        let core = Arc::new(VolumeCore::new(record, layers[&record.head].clone(), signal.clone()));
+        let writers = match in_views.remove(&record.head) {
+            Some(writers) => writers,
+            None => Writers::new(layers[&record.head].clone(), signal.clone()),
+        };
+        let core = Arc::new(VolumeCore::new(record, writers));
         if volumes.insert(record.id, core).is_some() {
             return Err(bad("LAY-1", format!("volume id {} twice", record.id), "unique ids"));
         }
@@ -316,9 +365,10 @@ impl Container {
         let unclean = recovered.is_unclean();
         let signal = Arc::new(Signal::default());
         let Recovered { superblock, descriptors, catalog_slabs, slots, replay, .. } = recovered;
-        let layers = build_layers(&slots)?;
+        let views = find_views(&slots)?;
+        let layers = build_layers(&slots, &views)?;
         check_copies(&slots)?;
-        let volumes = build_volumes(&slots, &layers, &signal)?;
+        let volumes = build_volumes(&slots, &layers, &views, &signal)?;
         check_relations(&slots)?;
         let doomed = slots
             .iter()

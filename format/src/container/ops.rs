@@ -14,7 +14,7 @@ use crate::layer::{Layer, Link};
 use crate::layout::slot::{Durability, LayerKind, LayerRecord, PER_PAGE, Verify, VolumeRecord, check_name};
 use crate::sync::{MutexGuard, thread};
 use crate::units::{LayerId, MAX_VOLUME_LEN, MIN_IO_LEN, VolumeId};
-use crate::volume::VolumeCore;
+use crate::volume::{VolumeCore, Writers};
 
 /// Bytes of a catalog slot in the journal.
 const SLOT_BYTES: u64 = 520;
@@ -207,8 +207,9 @@ impl Container {
                 verify: Verify::Off,
                 sealing: None,
                 split: false,
+                is_view: false,
             };
-            let core = Arc::new(VolumeCore::new(&record, head, self.shared.signal.clone()));
+            let core = Arc::new(VolumeCore::new(&record, Writers::new(head, self.shared.signal.clone())));
             state.add_volume(record, core);
             id
         };
@@ -224,8 +225,9 @@ impl Container {
         self.shared.check_open()?;
         {
             let mut state = self.lock_for(|state| {
-                let layers = state.check_let_go(state.volume_id(name)?)?;
-                Ok(Slots { new: 0, changed: 1 + layers })
+                let id = state.volume_id(name)?;
+                state.check_no_view(id)?;
+                Ok(Slots { new: 0, changed: 1 + state.check_let_go(id)? })
             })?;
             let id = state.volume_id(name)?;
             let head = state.volume_record(id).head;

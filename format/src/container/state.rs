@@ -40,6 +40,9 @@ pub(crate) struct Batches {
     pub(crate) open: u64,
     /// The newest batch whose record is durable.
     pub(crate) durable: u64,
+    /// The newest batch that holds a change made by a write that was planned before its volume got another head: other
+    /// volumes may show it.
+    pub(crate) late: u64,
     /// A leader is syncing or appending the batch before `open`.
     pub(crate) in_progress: bool,
     /// Bytes of the ring that this batch may still take.
@@ -194,7 +197,7 @@ impl State {
             homes: Homes::default(),
             resident: VecDeque::new(),
             resident_limit: RESIDENT_PAGES,
-            batches: Batches { open: 1, durable: 0, in_progress: false, on_way: 0 },
+            batches: Batches { open: 1, durable: 0, late: 0, in_progress: false, on_way: 0 },
             ring: opened.ring,
             space: Space::default(),
             checkpoint_wanted: false,
@@ -665,9 +668,12 @@ impl State {
         debug_assert_eq!(entry.pending() & mask, mask);
         entry.set_pending(entry.pending() & !mask);
         self.claimed -= 1;
-        entry.set_data(mask);
-        self.settle(layer, chunk, entry);
-        self.note_entry(layer, chunk, entry);
+        // A write through a view claims what its head has, too: that is no change.
+        if entry.view().d & mask != mask {
+            entry.set_data(mask);
+            self.settle(layer, chunk, entry);
+            self.note_entry(layer, chunk, entry);
+        }
     }
 
     /// Moves a chunk's slab from one layer, through which nobody reads, to another that has none there and then has the
@@ -695,6 +701,22 @@ impl State {
         entry.set_pending(entry.pending() & !mask);
         self.claimed -= 1;
         self.settle(layer, chunk, entry);
+    }
+
+    /// Makes the blocks `mask`, which a write through a view has claimed here, absent again (VIEW-3).
+    pub(crate) fn give_way_claimed(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, mask);
+        entry.set_pending(entry.pending() & !mask);
+        self.claimed -= 1;
+        self.give_way(layer, chunk, entry, mask);
+    }
+
+    /// Makes the blocks `mask` absent again, so that the head below shows (VIEW-3); none of them may be pending.
+    pub(crate) fn give_way(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+        debug_assert_eq!(entry.pending() & mask, 0);
+        entry.set_absent(mask);
+        self.settle(layer, chunk, entry);
+        self.note_entry(layer, chunk, entry);
     }
 
     /// Makes the blocks `mask` read as zeros; none of them may be pending.

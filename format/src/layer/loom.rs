@@ -73,6 +73,12 @@ fn zero_becomes_data_without_a_third_state() {
     );
 }
 
+// rule: MAP-7 — data over zeros becomes absent: Z goes first, or they would show.
+#[test]
+fn data_becomes_absent_without_a_third_state() {
+    explore(raw(5, 1, 1), |entry| entry.set_absent(1), &[Shown::Data(5), Shown::Below]);
+}
+
 // rules: MAP-7, MAP-8 — a slab goes and another comes: D is never seen with a slab that it does not belong to.
 #[test]
 fn a_slab_is_never_paired_with_anothers_data() {

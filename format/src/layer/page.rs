@@ -91,6 +91,12 @@ impl Entry {
         self.set_slab(SlabNo(0));
     }
 
+    /// Data or zero to absent: clears Z, then D (MAP-7). Only writes through a view do this, to the head above (VIEW-3).
+    pub(crate) fn set_absent(&self, mask: BlockMask) {
+        self.z.fetch_and(!mask, Ordering::Release);
+        self.d.fetch_and(!mask, Ordering::Release);
+    }
+
     /// Adds zero blocks that the parent showed as zeros; only merges call this.
     pub(crate) fn add_zero(&self, mask: BlockMask) {
         self.z.fetch_or(mask, Ordering::Release);

@@ -132,6 +132,8 @@ pub(crate) struct VolumeRecord {
     pub(crate) sealing: Option<Pace>,
     /// The relation to `origin` was ended.
     pub(crate) split: bool,
+    /// A write-through view: another volume's head stands on its head (LAY-70).
+    pub(crate) is_view: bool,
 }
 
 /// What is done so that damaged data of a volume is found.
@@ -225,6 +227,8 @@ const SEALING: u64 = 2;
 const SEALING_PAUSED: u64 = SEALING | 4;
 /// Flag of a volume: its relation to its origin was ended.
 const SPLIT: u64 = 8;
+/// Flag of a volume: it is a write-through view.
+const VIEW: u64 = 16;
 
 /// A layer as the catalog stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,7 +333,8 @@ impl VolumeRecord {
             Some(Pace { paused: true, .. }) => SEALING_PAUSED,
         };
         let undefined = if self.undefined { UNDEFINED } else { 0 };
-        volume::FLAGS.put(b, sealing | undefined | if self.split { SPLIT } else { 0 });
+        let view = if self.is_view { VIEW } else { 0 };
+        volume::FLAGS.put(b, sealing | undefined | view | if self.split { SPLIT } else { 0 });
         volume::DURABILITY.put(b, (self.durability == Durability::None).into());
         volume::SECTOR_LEN.put(b, MIN_IO_LEN);
         volume::NAME.put_str(b, &self.name);
@@ -356,7 +361,7 @@ impl VolumeRecord {
         }
         let unknown = |field: Field| Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), "a known value");
         let flags = volume::FLAGS.get(b);
-        let sealing = match flags & !(UNDEFINED | SPLIT) {
+        let sealing = match flags & !(UNDEFINED | SPLIT | VIEW) {
             0 => None,
             SEALING => Some(Pace { paused: false, speed: volume::SEAL_SPEED.get(b) }),
             SEALING_PAUSED => Some(Pace { paused: true, speed: volume::SEAL_SPEED.get(b) }),
@@ -390,6 +395,7 @@ impl VolumeRecord {
             split: flags & SPLIT != 0,
             verify,
             sealing,
+            is_view: flags & VIEW != 0,
         })
     }
 }

@@ -7,6 +7,7 @@
 
 mod read;
 mod resolved;
+mod view;
 mod write;
 mod zero;
 
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 pub use read::{ReadPlan, ReadSegment};
 pub(crate) use resolved::Resolved;
+pub(crate) use view::Role;
 pub use write::{Edge, EdgeSource, WriteSegment, WriteTicket};
 pub use zero::{ZeroKind, ZeroTicket};
 
@@ -46,13 +48,20 @@ pub(crate) struct Writers {
     pub(crate) layer: Arc<Layer>,
     /// The chain below is so deep that what it shows is remembered (MAP-17).
     deep: AtomicBool,
+    /// What the head is in a write-through view; never changes, because a view's end gives both volumes other heads.
+    role: Role,
     signal: Arc<Signal>,
 }
 
 impl Writers {
+    /// Of a head that is in no view.
     pub(crate) fn new(layer: Arc<Layer>, signal: Arc<Signal>) -> Arc<Self> {
+        Self::with_role(layer, Role::Alone, signal)
+    }
+
+    pub(crate) fn with_role(layer: Arc<Layer>, role: Role, signal: Arc<Signal>) -> Arc<Self> {
         layer.drained.store(false, Ordering::Release);
-        Arc::new(Self { layer, deep: AtomicBool::new(false), signal })
+        Arc::new(Self { layer, deep: AtomicBool::new(false), role, signal })
     }
 }
 
@@ -81,13 +90,13 @@ pub(crate) struct VolumeCore {
 }
 
 impl VolumeCore {
-    pub(crate) fn new(record: &VolumeRecord, head: Arc<Layer>, signal: Arc<Signal>) -> Self {
+    pub(crate) fn new(record: &VolumeRecord, writers: Arc<Writers>) -> Self {
         Self {
             id: record.id,
             uuid: record.uuid,
             name: Mutex::new(record.name.clone()),
             size: AtomicU64::new(record.size),
-            current: ArcSwap::new(Writers::new(head, signal)),
+            current: ArcSwap::new(writers),
             gone: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
             is_disposable: AtomicBool::new(record.durability == Durability::None),
@@ -107,10 +116,14 @@ impl VolumeCore {
         self.current.load().layer.clone()
     }
 
-    /// Makes `head` the current head: requests planned from now on belong to it (SNP-1). Under the engine lock.
-    pub(crate) fn switch(&self, head: Arc<Layer>, signal: Arc<Signal>) {
-        self.size.store(head.size, Ordering::Release);
-        self.current.store(Writers::new(head, signal));
+    pub(crate) fn writers(&self) -> Arc<Writers> {
+        self.current.load_full()
+    }
+
+    /// Makes another head the current one: requests planned from now on belong to it (SNP-1). Under the engine lock.
+    pub(crate) fn switch(&self, writers: Arc<Writers>) {
+        self.size.store(writers.layer.size, Ordering::Release);
+        self.current.store(writers);
     }
 
     /// The volume is deleted: handles that are left get errors, and no longer keep its head from draining.

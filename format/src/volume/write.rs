@@ -14,8 +14,8 @@ use crate::alloc::Grace;
 use crate::container::Shared;
 use crate::container::state::State;
 use crate::error::Result;
-use crate::layer::{Found, InLayer, Layer, PageLoad, resolve};
-use crate::units::{BLOCK_LEN, BlockMask, ChunkNo};
+use crate::layer::{Entry, Found, InLayer, Layer, PageLoad, resolve};
+use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, SlabNo};
 
 /// Bytes to write from the request's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,18 @@ pub struct Edge {
 struct Claim {
     chunk: ChunkNo,
     mask: BlockMask,
+    what: Claimed,
+}
+
+/// What becomes of claimed blocks when the data has been written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claimed {
+    /// They show, in the head.
+    Own,
+    /// They show, in the head above the view's.
+    Above,
+    /// They are absent from the head above the view's.
+    GivesWay,
 }
 
 /// A planned write. Write all segments and edges, then call [`WriteTicket::complete`].
@@ -87,7 +99,7 @@ impl WriteTicket {
         &self.segments
     }
 
-    /// Blocks to complete first; at most two.
+    /// Blocks to complete first; at most two, through a write-through view four.
     pub fn edges(&self) -> &[Edge] {
         &self.edges
     }
@@ -96,14 +108,17 @@ impl WriteTicket {
     pub fn complete(mut self) {
         let claims = std::mem::take(&mut self.claims);
         if !claims.is_empty() {
-            let layer = &self.writers.layer;
             let mut state = self.shared.lock();
             for claim in claims {
+                let layer = self.layer_of(claim);
                 if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
-                    state.publish(layer, claim.chunk, &entry, claim.mask);
+                    match claim.what {
+                        Claimed::Own | Claimed::Above => state.publish(layer, claim.chunk, &entry, claim.mask),
+                        Claimed::GivesWay => state.give_way_claimed(layer, claim.chunk, &entry, claim.mask),
+                    }
                 }
             }
-            self.core.touch(&state);
+            self.writers.touch(&self.core, &mut state);
             state.wake_all();
             if state.dirty.journal_bytes() > state.ring.batch_limit() {
                 drop(state);
@@ -114,12 +129,26 @@ impl WriteTicket {
 }
 
 impl WriteTicket {
+    fn layer_of(&self, claim: Claim) -> &Layer {
+        match (claim.what, self.writers.upper()) {
+            (Claimed::Above | Claimed::GivesWay, Some(upper)) => upper,
+            _ => &self.writers.layer,
+        }
+    }
+
+    /// Claims blocks of which none is pending.
+    pub(super) fn claim(&mut self, state: &mut State, entry: &Entry, chunk: ChunkNo, mask: BlockMask, what: Claimed) {
+        state.claim(entry, mask);
+        self.claims.push(Claim { chunk, mask, what });
+    }
+
     /// Gives the claims up. Under the lock that they were made under, nobody can be waiting for them yet, and a waker
     /// that this very plan has registered must not be woken by its own failure.
     pub(super) fn roll_back(&mut self, state: &mut State) {
-        for claim in self.claims.drain(..) {
-            if let InLayer::Entry(entry) = self.writers.layer.lookup(claim.chunk) {
-                state.abandon(&self.writers.layer, claim.chunk, &entry, claim.mask);
+        for claim in std::mem::take(&mut self.claims) {
+            let layer = self.layer_of(claim);
+            if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
+                state.abandon(layer, claim.chunk, &entry, claim.mask);
             }
         }
     }
@@ -162,8 +191,9 @@ impl NotReady {
 impl Volume {
     /// Plans a write of `range` (bytes, multiples of 512, within the volume).
     ///
-    /// Overwrites of blocks that the head has touch no metadata and take no lock; first writes claim their blocks. A
-    /// first write that covers whole blocks reads and copies nothing (VOL-3).
+    /// Overwrites of blocks that the head has touch no metadata and take no lock, but for those through a write-through
+    /// view (VIEW-4); first writes claim their blocks. A first write that covers whole blocks reads and copies nothing
+    /// (VOL-3).
     ///
     /// Errors: [`crate::Error::NoSpace`], [`crate::Error::Failed`], [`crate::Error::ReadOnly`],
     /// [`crate::Error::BadRange`], [`crate::Error::VolumeGone`].
@@ -215,8 +245,11 @@ impl Volume {
 }
 
 impl WriteTicket {
-    /// Plans overwrites in place, without a lock; false if some block is not in the head.
+    /// Plans overwrites in place, without a lock; false if some block is not in the head, or the head is a view's.
     fn overwrite(&mut self, range: Range<u64>) -> std::result::Result<bool, PageLoad> {
+        if self.writers.upper().is_some() {
+            return Ok(false);
+        }
         for piece in pieces(range) {
             let view = match self.writers.layer.lookup(piece.chunk) {
                 InLayer::Entry(entry) => entry.view(),
@@ -238,19 +271,22 @@ impl WriteTicket {
         piece: Piece,
         waker: &Waker,
     ) -> std::result::Result<(), NotReady> {
-        let layer = self.writers.layer.clone();
+        let writers = self.writers.clone();
+        let layer = &writers.layer;
         let blocks = piece.blocks();
-        let Some(entry) = state.entry_for_change(&layer, piece.chunk)? else {
+        // A view's write needs to know what the head above has before it claims anything.
+        writers.upper_has(piece.chunk)?;
+        let Some(entry) = state.entry_for_change(layer, piece.chunk)? else {
             return Err(out_of_space(state, waker));
         };
-        if entry.pending() & blocks != 0 {
+        if writers.pending(piece.chunk) & blocks != 0 {
             state.register(waker);
             return Err(NotReady::Busy);
         }
         let view = entry.view();
         let first_writes = blocks & !view.d;
         let partial = first_writes & !piece.whole_blocks();
-        let sources = self.edge_sources(&layer, piece.chunk, partial, waker)?;
+        let sources = self.edge_sources(layer, piece.chunk, partial, waker)?;
         let slab = match entry.slab() {
             slab if slab.0 != 0 => slab,
             _ => {
@@ -261,33 +297,48 @@ impl WriteTicket {
                 slab
             }
         };
-        if first_writes != 0 {
-            state.claim(&entry, first_writes);
-            self.claims.push(Claim { chunk: piece.chunk, mask: first_writes });
+        // The rest of a block above a view's head is taken from there: its overwrites are claimed, too.
+        let claimed = if writers.upper().is_some() { blocks } else { first_writes };
+        if claimed != 0 {
+            self.claim(state, &entry, piece.chunk, claimed, Claimed::Own);
         }
-        for (first, end) in runs(blocks & !partial) {
+        self.push_blocks(piece, slab, blocks & !partial);
+        for (block, source) in sources {
+            self.push_edge(piece, slab, block, source);
+        }
+        match writers.upper() {
+            Some(upper) => self.plan_upper(state, upper, piece, waker),
+            None => Ok(()),
+        }
+    }
+
+    /// Plans to write the blocks `mask` of a piece, as far as it covers them, straight from the buffer.
+    pub(super) fn push_blocks(&mut self, piece: Piece, slab: SlabNo, mask: BlockMask) {
+        for (first, end) in runs(mask) {
             let start = piece.start.max(first * BLOCK_LEN);
             let end = piece.end.min(end * BLOCK_LEN);
             push(&mut self.segments, piece.buffer_offset + start - piece.start, slab.offset() + start, end - start);
         }
-        for (block, source) in sources {
-            let base = block * BLOCK_LEN;
-            let start = piece.start.max(base);
-            let end = piece.end.min(base + BLOCK_LEN);
-            self.edges.push(Edge {
-                source,
-                disk_offset: slab.offset() + base,
-                buffer_offset: piece.buffer_offset + start - piece.start,
-                offset_in_block: (start - base) as usize,
-                len: (end - start) as usize,
-            });
-        }
-        Ok(())
+    }
+
+    /// Plans to write a block that a piece covers in part.
+    pub(super) fn push_edge(&mut self, piece: Piece, slab: SlabNo, block: u64, source: EdgeSource) {
+        let base = block * BLOCK_LEN;
+        let start = piece.start.max(base);
+        let end = piece.end.min(base + BLOCK_LEN);
+        self.edges.push(Edge {
+            source,
+            disk_offset: slab.offset() + base,
+            buffer_offset: piece.buffer_offset + start - piece.start,
+            offset_in_block: (start - base) as usize,
+            len: (end - start) as usize,
+        });
     }
 
     /// Where the blocks `partial` have their present contents.
     ///
-    /// While a layer below still takes writes of before a snapshot, their sectors are not settled: wait (SNP-3).
+    /// While a layer below still takes writes of before a snapshot, their sectors are not settled: wait (SNP-3). Those to
+    /// a view's head claim their blocks instead (VIEW-4).
     fn edge_sources(
         &self,
         layer: &Arc<Layer>,
@@ -301,7 +352,7 @@ impl WriteTicket {
         }
         let mut below = layer.parent();
         while let Some(frozen) = below {
-            if !frozen.is_drained() {
+            if !frozen.is_drained() && !self.writers.is_lower(&frozen) {
                 self.shared.signal.register(waker);
                 if !frozen.is_drained() {
                     return Err(NotReady::Busy);

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::write::{NotReady, out_of_space};
-use super::{Edge, Piece, Planned, Volume, WriteSegment, WriteTicket, pieces};
+use super::{Edge, Piece, Planned, Volume, WriteSegment, WriteTicket, Writers, pieces};
 use crate::container::state::State;
 use crate::error::Result;
-use crate::layer::{Found, InLayer, Layer, resolve};
+use crate::layer::{Found, Layer, resolve};
 use crate::units::{BLOCK_LEN, BlockMask, ChunkNo, ENTRIES_PER_TABLE, TABLE_SPAN};
 
 /// What the range becomes.
@@ -38,7 +38,7 @@ impl ZeroTicket {
         self.data.as_ref().map_or(&[], WriteTicket::segments)
     }
 
-    /// Blocks to complete first; at most two.
+    /// Blocks to complete first; at most two, through a write-through view four.
     pub fn edges(&self) -> &[Edge] {
         self.data.as_ref().map_or(&[], WriteTicket::edges)
     }
@@ -85,13 +85,13 @@ impl Volume {
             self.shared.call_for_work();
             return Ok(Planned::Busy);
         }
-        let head = self.core.head();
+        let writers = self.core.writers();
         let mut data = None;
-        let outcome = self.zero_locked(&mut state, &head, kind, &edges, whole, waker, &mut data);
+        let outcome = self.zero_locked(&mut state, &writers, kind, &edges, whole, waker, &mut data);
         if let (Err(_), Some(ticket)) = (&outcome, &mut data) {
             ticket.roll_back(&mut state);
         }
-        self.core.touch(&state);
+        writers.touch(&self.core, &mut state);
         let urgent = state.space.wanted || state.dirty.journal_bytes() > state.ring.batch_limit();
         drop(state);
         if urgent {
@@ -112,7 +112,7 @@ impl Volume {
     fn zero_locked(
         &self,
         state: &mut State,
-        head: &Arc<Layer>,
+        writers: &Writers,
         kind: ZeroKind,
         edges: &[Range<u64>],
         whole: Range<u64>,
@@ -122,25 +122,27 @@ impl Volume {
         if kind == ZeroKind::WriteZeroes {
             for edge in edges {
                 for piece in pieces(edge.clone()) {
-                    if reads_zero(head, piece.chunk, piece.blocks())? != piece.blocks()
-                        || pending(head, piece.chunk) & piece.blocks() != 0
+                    let (chunk, blocks) = (piece.chunk, piece.blocks());
+                    if reads_zero(&writers.layer, chunk, blocks)? != blocks
+                        || (writers.pending(chunk) | writers.upper_has(chunk)?) & blocks != 0
                     {
                         data.get_or_insert_with(|| self.ticket()).plan_piece(state, piece, waker)?;
                     }
                 }
             }
         }
-        zero_blocks(state, head, whole, waker)
+        zero_blocks(state, writers, whole, waker)
     }
 }
 
 /// Zeroes whole blocks until the step is long enough; returns what remains.
 fn zero_blocks(
     state: &mut State,
-    head: &Arc<Layer>,
+    writers: &Writers,
     whole: Range<u64>,
     waker: &Waker,
 ) -> std::result::Result<Option<Range<u64>>, NotReady> {
+    let head = &writers.layer;
     let mut changes_left = (state.ring.batch_limit() / 128).clamp(1, 1024);
     let mut looks_left = 2 * ENTRIES_PER_TABLE;
     let mut at = whole.start;
@@ -151,7 +153,9 @@ fn zero_blocks(
         let table_end = (at / TABLE_SPAN + 1) * TABLE_SPAN;
         let covers_table = at.is_multiple_of(TABLE_SPAN)
             && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
-        if covers_table {
+        // What the head above a view's has there must go chunk by chunk.
+        let hides = |upper: &Layer| upper.table(ChunkNo::containing(at).table()).is_some();
+        if covers_table && !writers.upper().is_some_and(hides) {
             if !zero_untouched_table(state, head, at) {
                 return Err(out_of_space(state, waker));
             }
@@ -163,7 +167,7 @@ fn zero_blocks(
         }
         let piece = pieces(at..whole.end.min(table_end)).next();
         let Some(piece) = piece else { break };
-        if zero_piece(state, head, piece, waker)? {
+        if zero_piece(state, writers, piece, waker)? {
             changes_left -= 1;
         }
         looks_left -= 1;
@@ -191,30 +195,31 @@ fn zero_untouched_table(state: &mut State, head: &Arc<Layer>, at: u64) -> bool {
 /// Zeroes one chunk's blocks; true if that changed anything.
 fn zero_piece(
     state: &mut State,
-    head: &Arc<Layer>,
+    writers: &Writers,
     piece: Piece,
     waker: &Waker,
 ) -> std::result::Result<bool, NotReady> {
-    let mask = piece.whole_blocks();
-    if pending(head, piece.chunk) & mask != 0 {
+    let (head, mask) = (&writers.layer, piece.whole_blocks());
+    if writers.pending(piece.chunk) & mask != 0 {
         state.register(waker);
         return Err(NotReady::Busy);
     }
-    if reads_zero(head, piece.chunk, mask)? == mask {
-        return Ok(false);
+    let above = writers.upper_has(piece.chunk)? & mask;
+    let is_zero = reads_zero(head, piece.chunk, mask)? == mask;
+    if !is_zero {
+        let Some(entry) = state.entry_for_change(head, piece.chunk)? else {
+            return Err(out_of_space(state, waker));
+        };
+        state.zero(head, piece.chunk, &entry, mask);
     }
-    let Some(entry) = state.entry_for_change(head, piece.chunk)? else {
-        return Err(out_of_space(state, waker));
-    };
-    state.zero(head, piece.chunk, &entry, mask);
-    Ok(true)
-}
-
-fn pending(head: &Layer, chunk: ChunkNo) -> BlockMask {
-    match head.lookup(chunk) {
-        InLayer::Entry(entry) => entry.pending(),
-        InLayer::Absent | InLayer::AllZero | InLayer::NeedPage(_) => 0,
+    // Zeroing again would change nothing more if the page of the head above had to be loaded first.
+    if let Some(upper) = writers.upper().filter(|_| above != 0) {
+        let Some(entry) = state.entry_for_change(upper, piece.chunk)? else {
+            return Err(out_of_space(state, waker));
+        };
+        state.give_way(upper, piece.chunk, &entry, above);
     }
+    Ok(!is_zero || above != 0)
 }
 
 /// The blocks of `mask` that read as zeros without their data being looked at.

@@ -124,9 +124,10 @@ pub struct Request {
     pub state: State,
     /// What the present plan covers of the sectors that change.
     pub covers: Vec<Range<u64>>,
-    /// The model knows that everything that is left may show: a plan that had to wait may have done a part.
-    pub marked: bool,
-    /// Copies whose instant came after the present plan: it ends in them, too.
+    /// The lives in which the model knows that everything that is left may show: a plan that had to wait may have done a
+    /// part.
+    pub marked: Vec<u64>,
+    /// Other lives that the present plan ends in, too: copies whose instant came after it, what a view is of.
     pub copies: Vec<u64>,
 }
 
@@ -134,7 +135,7 @@ impl Request {
     pub fn new(handle: Volume, life: u64, kind: Kind, sectors: Range<u64>) -> Self {
         let bytes = sectors.start * SECTOR..sectors.end * SECTOR;
         let state = State::Waiting(bytes);
-        Self { handle, life, kind, sectors, state, covers: Vec::new(), marked: false, copies: Vec::new() }
+        Self { handle, life, kind, sectors, state, covers: Vec::new(), marked: Vec::new(), copies: Vec::new() }
     }
 
     /// The bytes to write, for a plan of `bytes`.
@@ -155,8 +156,8 @@ impl Request {
         ranges.into_iter().filter(|range| !range.is_empty()).collect()
     }
 
-    pub fn overlaps(&self, life: u64, sectors: &Range<u64>) -> bool {
-        self.life == life && self.sectors.start < sectors.end && sectors.start < self.sectors.end
+    pub fn meets(&self, sectors: &Range<u64>) -> bool {
+        self.sectors.start < sectors.end && sectors.start < self.sectors.end
     }
 }
 

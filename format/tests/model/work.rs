@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
     Container, CreateOptions, Durability, Error, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode,
-    SealEnd, SealStep, Verify, VolumeChange, VolumeState, ZeroKind,
+    SealEnd, SealStep, Verify, ViewEnd, VolumeChange, VolumeInfo, VolumeState, ZeroKind,
 };
 
 use crate::common::compare::{Comparer, Shown};
 use crate::common::promises::{Change, Model, Volume, When};
 use crate::crashes::{Counts, Crashes};
 use crate::request::Stage;
-use crate::world::{Coverage, World};
+use crate::world::{Coverage, Pair, World};
 
 const OPERATIONS: u64 = 120;
 const MIB: u64 = 1 << 20;
@@ -155,12 +155,20 @@ impl Work {
 
     /// Sets what flushes of a volume promise, or takes an undefined one as it is; its guest goes on meanwhile.
     fn set(&self, name: &str) {
+        let refused = {
+            let mut world = self.lock();
+            world.is_in_view(name) && world.rng.chance(30)
+        };
+        if refused {
+            return self.refused_in_view(name);
+        }
         let (after, change) = {
             let mut world = self.lock();
             world.finish_leaders();
+            let in_view = world.is_in_view(name);
             let mut after = Volume::clone(&world.model[name]);
             let durability = match world.rng.below(5) {
-                0 | 1 => Some(Durability::None),
+                0 | 1 if !in_view => Some(Durability::None),
                 2 | 3 => Some(Durability::Flush),
                 _ => None,
             };
@@ -176,6 +184,20 @@ impl Work {
         };
         let put = Change::Put(vec![(name.to_owned(), after)]);
         self.command(None, put, |container| drop(container.set_volume(name, change).unwrap()));
+    }
+
+    /// What would part the two volumes of a view, or make their flushes promise different things (VIEW-9, VIEW-10).
+    fn refused_in_view(&self, name: &str) {
+        let choice = self.lock().rng.below(3);
+        let refused = self.blocking(|container| match choice {
+            0 => {
+                let change = VolumeChange { durability: Some(Durability::None), defined: false };
+                container.set_volume(name, change).map(drop)
+            }
+            1 => container.hydrate(name).map(drop),
+            _ => container.begin_snapshot(name, "copy").map(drop),
+        });
+        assert!(matches!(refused, Err(Error::InView { .. })), "{refused:?}");
     }
 
     /// An undefined volume is no source (VOL-45); nothing has changed when it is refused.
@@ -245,10 +267,91 @@ impl Work {
         world.promised();
     }
 
+    /// Begins a view of a volume, or ends one; what was planned before goes on.
+    fn view(&mut self, name: &str) {
+        let (pair, end) = {
+            let mut world = self.lock();
+            let count = world.views.len().max(1) as u64;
+            let index = world.rng.below(count) as usize;
+            let pair = world.views.get(index).copied();
+            (pair, if world.rng.chance(50) { ViewEnd::Drop } else { ViewEnd::Keep })
+        };
+        let hydrating = |world: &World| world.container.hydrations().iter().any(|found| found.volume == name);
+        let (free, few, durability, undefined) = {
+            let world = self.lock();
+            let volume = &world.model[name];
+            let free = !world.is_in_view(name) && !hydrating(&world);
+            (free, world.model.len() < 8, volume.durability, volume.undefined)
+        };
+        match pair {
+            Some(pair) if !free || !few || self.lock().rng.chance(40) => self.end_view(pair, end),
+            _ if free && few && (undefined || durability == Durability::None) => {
+                let refused = self.blocking(|container| container.begin_create_view(name, "view").map(drop));
+                assert!(matches!(refused, Err(Error::Undefined { .. } | Error::Disposable { .. })), "{refused:?}");
+            }
+            _ if free && few => self.create_view(name),
+            _ => {}
+        }
+    }
+
+    /// The view shows what the source does, and what was planned before ends in both (R25): nobody waits for it.
+    fn create_view(&mut self, source: &str) {
+        let name = self.lock().fresh_name();
+        let pending = self.blocking(|container| container.begin_create_view(source, &name).unwrap());
+        let (volume, lives, instant) = {
+            let mut world = self.lock();
+            world.coverage.views += 1;
+            let (life, source_life) = world.begin_copy(source);
+            world.views.push(Pair { source: source_life, view: life });
+            (world.coming.pop().unwrap(), [life, source_life], world.time)
+        };
+        self.command(None, Change::Put(vec![(name, volume)]), |_| drop(pending.finish().unwrap()));
+        let mut world = self.lock();
+        lives.iter().for_each(|life| world.flushed(*life, instant));
+        world.promised();
+    }
+
+    fn end_view(&mut self, pair: Pair, end: ViewEnd) {
+        let [source, view] = {
+            let world = self.lock();
+            [pair.source, pair.view].map(|life| world.name_of(life))
+        };
+        self.lock().note(format!("{end:?} of {view}, a view of {source}"));
+        let pending = self.blocking(|container| container.begin_end_view(&view, end).unwrap());
+        let (instant, mut lives) = {
+            let mut world = self.lock();
+            world.views.retain(|other| *other != pair);
+            if end == ViewEnd::Drop {
+                world.coverage.views_dropped += 1;
+                let (life, _) = world.begin_copy(&view);
+                let volume = world.coming.pop().unwrap();
+                (world.change, world.target) = (Some(Change::Put(vec![(source, volume)])), Some(pair.source));
+                world.crashes.promises_changed();
+                (world.time, vec![pair.view, life])
+            } else {
+                world.coverage.views_kept += 1;
+                (world.time, vec![pair.view, pair.source])
+            }
+        };
+        while !pending.is_sealed() {
+            self.lock().step_any();
+            self.maintain(1);
+        }
+        self.lock().finish_leaders();
+        let change = self.lock().change.take();
+        match change {
+            Some(change) => self.command(Some(pair.source), change, |_| drop(pending.finish().unwrap())),
+            None => self.blocking(|_| drop(pending.finish().unwrap())),
+        }
+        let mut world = self.lock();
+        lives.drain(..).for_each(|life| world.flushed(life, instant));
+        world.promised();
+    }
+
     /// What may come at any time, also while a copy is under way.
     fn small_operation(&self) {
         let mut world = self.lock();
-        let Some(name) = world.pick() else { return };
+        let Some(name) = world.pick_busy() else { return };
         match world.rng.below(100) {
             0..48 => world.step_any(),
             48..53 => {
@@ -314,9 +417,10 @@ impl Work {
             let mut world = self.lock();
             (world.container.volumes(), world.rng.below(1 << 20) as usize)
         };
-        let related = volumes.iter().filter_map(|volume| {
+        let free = |volume: &&VolumeInfo| volume.view_of.is_none() && volume.viewed_by.is_none();
+        let related = volumes.iter().filter(free).filter_map(|volume| {
             let (origin, relation) = (volume.origin.as_ref()?, volume.relation?);
-            let source = volumes.iter().find(|source| source.id == origin.volume)?;
+            let source = volumes.iter().filter(free).find(|source| source.id == origin.volume)?;
             Some((volume, source, relation))
         });
         let (tracked, others): (Vec<_>, Vec<_>) = related.partition(|(.., relation)| relation.tracked);
@@ -345,6 +449,10 @@ impl Work {
             return;
         }
         self.hydrate(name);
+        if choice / 1024 % 2 == 0 {
+            // What was planned before holds up an adoption (REL-7).
+            self.finish_all();
+        }
         for _ in 0..choice / 32 % 12 {
             self.hydrate_step();
             self.maintain(1);
@@ -548,6 +656,7 @@ impl Work {
             let container = Container::open(left.clone(), OpenMode::ReadWrite).unwrap();
             // The disk is what it is: what it shows now is durable.
             world.model = settled(&mut world, &container);
+            world.find_views(&container);
             world.disk = left;
             world.use_container(container);
             world.crashes.restart(crash);
@@ -569,24 +678,27 @@ impl Work {
         let Some(name) = self.lock().pick() else {
             return self.create();
         };
-        let (choice, count, other) = {
+        let (choice, count, other, free, both_free) = {
             let mut world = self.lock();
-            (world.rng.below(1000), world.model.len(), world.pick().unwrap())
+            let other = world.pick().unwrap();
+            let free = !world.is_in_view(&name);
+            (world.rng.below(1000), world.model.len(), other.clone(), free, free && !world.is_in_view(&other))
         };
         match choice {
-            0..45 => self.hydrate(&name),
+            0..45 if free => self.hydrate(&name),
             45..60 => self.order_seal(&name),
             60..85 => self.set(&name),
-            85..175 => self.copy_again(),
-            175..700 => {
+            85..185 => self.copy_again(),
+            0..230 => self.view(&name),
+            230..700 => {
                 for _ in 0..4 {
                     self.small_operation();
                 }
             }
-            700..720 if count < 7 && name != other => self.copy(&[&name, &other], None),
-            700..770 if count < 8 => self.copy(&[&name], None),
-            700..870 if name != other => self.copy(&[&name], Some(&other)),
-            870..915 if count > 2 => self.delete(&name),
+            700..720 if both_free && count < 7 && name != other => self.copy(&[&name, &other], None),
+            700..770 if free && count < 8 => self.copy(&[&name], None),
+            700..870 if both_free && name != other => self.copy(&[&name], Some(&other)),
+            870..915 if free && count > 2 => self.delete(&name),
             915..930 => self.rename(&name),
             930..945 => self.reopen(),
             945..965 => self.crash(),

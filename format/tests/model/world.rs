@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use pitstop_format::testing::{Event, SimDisk};
-use pitstop_format::{Container, Disk as _, Durability, Error, FlushStep, Planned, ReadPlan, ReadSegment, ZeroKind};
+use pitstop_format::{
+    Container, Disk as _, Durability, Error, FlushStep, Planned, ReadPlan, ReadSegment, VolumeInfo, ZeroKind,
+};
 
 use crate::common::compare::Comparer;
 use crate::common::promises::{Change, Model, Volume, When};
@@ -36,6 +38,11 @@ pub struct Coverage {
     pub orphans: u64,
     pub copies: u64,
     pub groups: u64,
+    pub views: u64,
+    pub views_dropped: u64,
+    pub views_kept: u64,
+    pub writes_through_views: u64,
+    pub writes_beside_views: u64,
     pub deletes: u64,
     pub steps_inside_commands: u64,
     pub writes_during_sync: u64,
@@ -68,7 +75,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 40] {
+    pub fn fields(&mut self) -> [(&'static str, &mut u64); 45] {
         [
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
@@ -81,6 +88,11 @@ impl Coverage {
             ("requests that outlived their volume", &mut self.orphans),
             ("snapshots and refreshes", &mut self.copies),
             ("groups of copies", &mut self.groups),
+            ("views", &mut self.views),
+            ("views dropped", &mut self.views_dropped),
+            ("views kept", &mut self.views_kept),
+            ("writes through views", &mut self.writes_through_views),
+            ("writes to what has a view", &mut self.writes_beside_views),
             ("deletions", &mut self.deletes),
             ("steps in the middle of others' I/O", &mut self.steps_inside_commands),
             ("writes completed during a sync", &mut self.writes_during_sync),
@@ -120,6 +132,13 @@ impl Coverage {
     }
 }
 
+/// A write-through view: what is written through `view` is written to both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    pub source: u64,
+    pub view: u64,
+}
+
 pub struct World {
     pub rng: Rng,
     pub disk: Arc<SimDisk>,
@@ -129,6 +148,8 @@ pub struct World {
     pub change: Option<Change>,
     /// Copies whose instant has come and that are not there yet.
     pub coming: Vec<Arc<Volume>>,
+    /// The lives of the two volumes of each view.
+    pub views: Vec<Pair>,
     /// The life of the volume that the command under way is about: nothing new begins on it.
     pub target: Option<u64>,
     pub requests: Vec<Request>,
@@ -167,6 +188,7 @@ impl World {
             model: Model::new(),
             change: None,
             coming: Vec::new(),
+            views: Vec::new(),
             target: None,
             requests: Vec::new(),
             flushes: Vec::new(),
@@ -201,6 +223,22 @@ impl World {
         (count > 0).then(|| self.model.keys().nth(self.rng.below(count) as usize).unwrap().clone())
     }
 
+    /// A volume to work on: most often one of a view, as long as there is one.
+    fn pick_of_view(&mut self) -> Option<String> {
+        let count = self.views.len() as u64;
+        if count == 0 || self.rng.chance(30) {
+            return None;
+        }
+        let pair = self.views[self.rng.below(count) as usize];
+        let life = if self.rng.chance(50) { pair.source } else { pair.view };
+        // A view that is about to be made has no name yet.
+        self.model.iter().find(|(_, volume)| volume.life == life).map(|(name, _)| name.clone())
+    }
+
+    pub fn pick_busy(&mut self) -> Option<String> {
+        self.pick_of_view().or_else(|| self.pick())
+    }
+
     pub fn note(&mut self, text: String) {
         self.log.push(text);
     }
@@ -208,6 +246,34 @@ impl World {
     fn fail(&self, why: &str) -> ! {
         let from = self.log.len().saturating_sub(60);
         panic!("{why}\nlast operations: {:#?}", &self.log[from..]);
+    }
+
+    // --- views ---
+
+    /// The life of the volume that a write through this life is written to as well.
+    fn beside(&self, life: u64) -> Option<u64> {
+        self.views.iter().find(|pair| pair.view == life).map(|pair| pair.source)
+    }
+
+    /// Whether a volume is part of a view.
+    pub fn is_in_view(&self, name: &str) -> bool {
+        let life = self.model[name].life;
+        self.views.iter().any(|pair| pair.source == life || pair.view == life)
+    }
+
+    /// The views that a crash has left.
+    pub fn find_views(&mut self, container: &Container) {
+        let volumes = container.volumes();
+        let pair = |volume: &VolumeInfo| {
+            let source = volume.view_of.as_ref()?;
+            Some(Pair { source: self.model[source].life, view: self.model[&volume.name].life })
+        };
+        self.views = volumes.iter().filter_map(pair).collect();
+    }
+
+    /// The name of a life.
+    pub fn name_of(&self, life: u64) -> String {
+        self.model.iter().find(|(_, volume)| volume.life == life).unwrap().0.clone()
     }
 
     // --- promises ---
@@ -384,7 +450,11 @@ impl World {
             }
             _ => self.range(volume.size),
         };
-        let busy = self.requests.iter().any(|request| request.overlaps(volume.life, &sectors));
+        let lives: Vec<u64> = std::iter::once(volume.life).chain(self.beside(volume.life)).collect();
+        let busy = self.requests.iter().any(|request| {
+            let others = request.copies.iter().copied().chain(self.beside(request.life)).chain([request.life]);
+            request.meets(&sectors) && others.into_iter().any(|life| lives.contains(&life))
+        });
         if busy || self.requests.len() >= REQUESTS {
             return;
         }
@@ -392,6 +462,8 @@ impl World {
         let kind = zero.map_or(Kind::Write(self.writes), Kind::Zero);
         self.note(format!("{kind:?} of {name} at {sectors:?}"));
         self.coverage.writes += u64::from(zero.is_none());
+        self.coverage.writes_through_views += u64::from(lives.len() > 1);
+        self.coverage.writes_beside_views += u64::from(self.views.iter().any(|pair| pair.source == volume.life));
         self.coverage.zeroes += u64::from(zero.is_some());
         self.coverage.large_writes += u64::from(zero.is_none() && sectors.end - sectors.start >= 2048);
         let handle = self.container.volume(name).unwrap();
@@ -462,7 +534,8 @@ impl World {
         let source = self.model[source].clone();
         self.coming.push(Arc::new(source.copy(life)));
         for request in &mut self.requests {
-            if request.life == source.life && matches!(request.state, State::Active { .. }) {
+            let ends_in_it = request.life == source.life || request.copies.contains(&source.life);
+            if ends_in_it && matches!(request.state, State::Active { .. }) {
                 request.copies.push(life);
             }
         }
@@ -511,14 +584,18 @@ impl World {
         // The plan belongs to the volume's life of now: a request may have waited over a refresh.
         let now = self.model.get(&request.handle.name()).map_or(0, |volume| volume.life);
         if now != request.life {
-            (request.life, request.marked) = (now, false);
+            (request.life, request.marked) = (now, Vec::new());
         }
         match outcome {
             Ok(Planned::Ready(ticket)) => {
                 request.covers = request.covered(&bytes, ticket.remaining().as_ref());
-                if !request.marked {
-                    self.begin(request.life, request.kind, &request.covers);
+                let beside = self.beside(request.life);
+                for life in std::iter::once(request.life).chain(beside) {
+                    if !request.marked.contains(&life) {
+                        self.begin(life, request.kind, &request.covers);
+                    }
                 }
+                request.copies.extend(beside);
                 let buffer = match &ticket {
                     Ticket::Write(_) => request.buffer(&bytes),
                     Ticket::Zero(_) => vec![0; 8192],
@@ -533,9 +610,9 @@ impl World {
                 true
             }
             Err(Error::VolumeGone { .. } | Error::BadRange { .. }) => {
-                if request.marked {
+                for life in std::mem::take(&mut request.marked) {
                     let left = request.covered(&bytes, None);
-                    self.give_up(request.life, request.kind, &left);
+                    self.give_up(life, request.kind, &left);
                 }
                 false
             }
@@ -545,10 +622,14 @@ impl World {
 
     /// A plan of zeros that could not be made may have done a part.
     fn mark(&mut self, request: &mut Request, bytes: &Range<u64>) {
-        if matches!(request.kind, Kind::Zero(_)) && !request.marked {
-            request.marked = true;
-            let left = request.covered(bytes, None);
-            self.begin(request.life, request.kind, &left);
+        if matches!(request.kind, Kind::Zero(_)) {
+            for life in std::iter::once(request.life).chain(self.beside(request.life)) {
+                if !request.marked.contains(&life) {
+                    request.marked.push(life);
+                    let left = request.covered(bytes, None);
+                    self.begin(life, request.kind, &left);
+                }
+            }
         }
     }
 
@@ -686,7 +767,7 @@ impl World {
         }
         for _ in 0..1 + self.rng.below(4) {
             self.coverage.steps_inside_commands += 1;
-            let name = self.pick().filter(|name| Some(self.model[name].life) != self.target);
+            let name = self.pick_busy().filter(|name| Some(self.model[name].life) != self.target);
             match (self.rng.below(10), name) {
                 (0..2, Some(name)) => self.begin_request(&name, None),
                 (2, Some(name)) => self.begin_request(&name, Some(ZeroKind::Discard)),

@@ -20,4 +20,5 @@ mod merge;
 mod paging;
 mod reuse;
 mod seal;
+mod views;
 mod world;

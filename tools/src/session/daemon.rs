@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use pitstop_format::{Durability, Holder, NewCopy, Verify, VolumeChange};
+use pitstop_format::{Durability, Holder, NewCopy, Verify, ViewEnd, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -195,6 +195,20 @@ impl Session for Daemon {
 
     fn split(&mut self, name: &str) -> Result<VolumeView> {
         self.ask_volume("x-pitstop-split", json!({ "name": name }))
+    }
+
+    fn create_view(&mut self, source: &str, name: &str) -> Result<VolumeView> {
+        self.ask_volume("x-pitstop-view-create", json!({ "source": source, "name": name }))
+    }
+
+    fn end_view(&mut self, name: &str, end: ViewEnd, connected: Connected) -> Result<VolumeView> {
+        match end {
+            ViewEnd::Drop => {
+                let force = connected == Connected::Force;
+                self.ask_volume("x-pitstop-view-drop", json!({ "name": name, "force": force }))
+            }
+            ViewEnd::Keep => self.ask_volume("x-pitstop-view-keep", json!({ "name": name })),
+        }
     }
 
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pitstop_format::{Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, VolumeChange};
+use pitstop_format::{
+    Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, ViewEnd, VolumeChange,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -118,6 +120,14 @@ impl Session for Direct {
 
     fn split(&mut self, name: &str) -> Result<VolumeView> {
         view(&self.container.split(name).map_err(self.failed())?)
+    }
+
+    fn create_view(&mut self, source: &str, name: &str) -> Result<VolumeView> {
+        view(&self.container.create_view(source, name).map_err(self.failed())?)
+    }
+
+    fn end_view(&mut self, name: &str, end: ViewEnd, _connected: Connected) -> Result<VolumeView> {
+        view(&self.container.end_view(name, end).map_err(self.failed())?)
     }
 
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView> {

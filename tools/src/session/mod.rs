@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pitstop_format::{
-    Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, VolumeChange, check, holder_of,
+    Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, ViewEnd, VolumeChange, check, holder_of,
 };
 
 use self::daemon::Daemon;
@@ -88,6 +88,10 @@ pub(crate) trait Session {
     fn refresh(&mut self, name: &str, source: &str, connected: Connected) -> Result<VolumeView>;
     /// Ends the relation of volume `name` to the one that it is a copy of.
     fn split(&mut self, name: &str) -> Result<VolumeView>;
+    /// Makes `name` a write-through view of `source`.
+    fn create_view(&mut self, source: &str, name: &str) -> Result<VolumeView>;
+    /// Ends the write-through view `name`.
+    fn end_view(&mut self, name: &str, end: ViewEnd, connected: Connected) -> Result<VolumeView>;
     /// A step of a volume's map, from byte `start` on.
     fn map(&mut self, name: &str, start: u64, want: Want) -> Result<MapStepView>;
     /// A step of the difference of two volumes, from byte `start` on.

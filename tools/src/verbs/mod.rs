@@ -27,4 +27,5 @@ pub(crate) mod split;
 mod steps;
 pub(crate) mod tree;
 pub(crate) mod verify;
+pub(crate) mod view;
 pub(crate) mod volume_create;

@@ -164,9 +164,16 @@ fn every_command_refuses_an_unexpected_argument() {
         let required = match *name {
             "block-export-add" => add_arguments("a"),
             "block-export-del" => json!({"id": "a"}),
-            "x-pitstop-refresh" | "x-pitstop-snapshot" => json!({"source": "golden", "name": "n"}),
+            "x-pitstop-refresh" | "x-pitstop-snapshot" | "x-pitstop-view-create" => {
+                json!({"source": "golden", "name": "n"})
+            }
             "x-pitstop-diff" => json!({"a": "golden", "b": "golden"}),
-            "x-pitstop-map" | "x-pitstop-volume-hydrate" | "x-pitstop-volume-seal" | "x-pitstop-volume-set" => {
+            "x-pitstop-map"
+            | "x-pitstop-view-drop"
+            | "x-pitstop-view-keep"
+            | "x-pitstop-volume-hydrate"
+            | "x-pitstop-volume-seal"
+            | "x-pitstop-volume-set" => {
                 json!({"name": "golden"})
             }
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
@@ -237,6 +244,9 @@ fn the_daemons_error_text_is_passed_on_unchanged() {
         ("x-pitstop-snapshot", json!({"source": "nope", "name": "new"})),
         ("x-pitstop-refresh", json!({"name": "golden", "source": "nope"})),
         ("x-pitstop-split", json!({"name": "nope"})),
+        ("x-pitstop-view-create", json!({"source": "nope", "name": "new"})),
+        ("x-pitstop-view-drop", json!({"name": "nope"})),
+        ("x-pitstop-view-keep", json!({"name": "nope"})),
         ("x-pitstop-volume-delete", json!({"name": "nope"})),
         ("x-pitstop-volume-rename", json!({"name": "nope", "new-name": "new"})),
         ("x-pitstop-volume-set", json!({"name": "nope", "durability": "none"})),
@@ -438,6 +448,30 @@ fn refresh_under_a_guest_needs_force() {
     assert!(failure.desc.contains("connected guest"), "{failure:?}");
     let arguments = json!({"source": "golden", "name": "ci", "force": true});
     assert!(bench.run("x-pitstop-refresh", arguments).is_ok());
+}
+
+/// CTL-150 to CTL-152
+#[test]
+fn views_are_made_and_ended() {
+    let bench = Bench::new();
+    let create = json!({"source": "golden", "name": "new"});
+    let made = bench.run("x-pitstop-view-create", create.clone()).unwrap();
+    assert_eq!((&made["volume"]["name"], &made["volume"]["view-of"]), (&json!("new"), &json!("golden")));
+    assert!(made["elapsed-us"].is_u64());
+    let volumes = bench.run("x-pitstop-query-volumes", json!({"name": "golden"})).unwrap();
+    assert_eq!((&volumes[0]["viewed-by"], &volumes[0]["view-of"]), (&json!("new"), &Value::Null));
+    let failure = bench.fails("x-pitstop-snapshot", json!({"source": "golden", "name": "copy"}));
+    assert!(failure.desc.contains("pitstop view keep CONTAINER new"), "{failure:?}");
+    let failure = bench.fails("x-pitstop-view-drop", json!({"name": "golden"}));
+    assert!(failure.desc.contains("is no write-through view"), "{failure:?}");
+    let kept = bench.run("x-pitstop-view-keep", json!({"name": "new"})).unwrap();
+    assert_eq!(kept["volume"]["view-of"], Value::Null);
+    bench.run("x-pitstop-volume-delete", json!({"name": "new"})).unwrap();
+    bench.run("x-pitstop-view-create", create).unwrap();
+    bench.run("block-export-add", add_arguments("busy")).unwrap();
+    let failure = bench.fails("x-pitstop-view-drop", json!({"name": "new"}));
+    assert!(failure.desc.contains("connected guest"), "{failure:?}");
+    assert!(bench.run("x-pitstop-view-drop", json!({"name": "new", "force": true})).is_ok());
 }
 
 /// CTL-27

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 
-use pitstop_format::{Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, VolumeChange, VolumeInfo};
+use pitstop_format::{
+    Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo,
+};
 
 use super::target::{Refusal, RefusalKind, Result, Target};
 use crate::config::{Access, ExportConfig};
@@ -181,6 +183,21 @@ impl Target for FakeTarget {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: export.id.clone() }.into());
         }
         Ok(self.container.refresh(target, source).map_err(DaemonError::from)?)
+    }
+
+    fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo> {
+        Ok(self.container.create_view(source, name).map_err(DaemonError::from)?)
+    }
+
+    fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        let exports = self.exports.lock().unwrap();
+        if let (Some(export), ViewEnd::Drop, WhenConnected::Refuse) =
+            (exports.iter().find(|export| is_connected(export)), end, when_connected)
+        {
+            let (volume, id) = (export.volume.clone(), export.id.clone());
+            return Err(DaemonError::DropConnected { volume, view: name.to_owned(), id }.into());
+        }
+        Ok(self.container.end_view(name, end).map_err(DaemonError::from)?)
     }
 
     fn request_shutdown(&self) {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::draft::{Draft, impossible, turn_back};
 use crate::check::copies::wrong_copies;
 use crate::check::read;
+use crate::check::views::wrong_views;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::slot::{
@@ -38,6 +39,7 @@ impl Draft<'_> {
         self.mend_ids()?;
         self.mend_names()?;
         self.mend_heads()?;
+        self.mend_views();
         self.mend_parents()?;
         self.cut_cycles();
         self.mend_copies();
@@ -46,6 +48,10 @@ impl Draft<'_> {
             self.adopt_layers()?;
         }
         self.mend_limits_and_owners();
+        // What was done to the two heads may have parted them.
+        if self.mend_views() {
+            self.mend_parents()?;
+        }
         // Again: an owner may be lost, and layers may have become heads.
         self.mend_copies();
         Ok(())
@@ -336,8 +342,10 @@ impl Draft<'_> {
             let Some(parent) = layer.parent else {
                 continue;
             };
+            let is_view = || self.volumes().iter().any(|(_, volume)| volume.is_view && volume.head == parent);
             match layers.get(&parent) {
                 Some((_, above)) if above.kind.may_be_parent() => {}
+                Some((_, above)) if above.kind == LayerKind::Head && is_view() => {}
                 Some((at, above)) if above.kind == LayerKind::Head && parent != id => self.freeze(*at, above)?,
                 None if self.descriptors.iter().flatten().any(|found| found.layer() == Some(parent)) => {
                     let size = layer.parent_limit.max(self.extent(parent)).min(MAX_VOLUME_LEN).next_multiple_of(512);
@@ -381,6 +389,17 @@ impl Draft<'_> {
         }
     }
 
+    /// Views whose two heads do not fit together end: their volumes keep what they show. True if there were any.
+    fn mend_views(&mut self) -> bool {
+        let (volumes, layers) = (self.volumes(), self.layers());
+        let records = volumes.iter().map(|(_, volume)| volume);
+        let wrong = wrong_views(records, layers.values().map(|(_, layer)| layer), false);
+        for (number, volume) in volumes.iter().filter(|(_, volume)| wrong.contains_key(&volume.id)) {
+            self.set_slot(*number, Slot::Volume(VolumeRecord { is_view: false, ..volume.clone() }));
+        }
+        !wrong.is_empty()
+    }
+
     /// Copy layers that nobody can go on filling become frozen ones: they show the same.
     fn mend_copies(&mut self) {
         let layers = self.layers();
@@ -412,6 +431,7 @@ impl Draft<'_> {
             verify: Verify::Off,
             sealing: None,
             split: false,
+            is_view: false,
         };
         self.set_slot(number, Slot::Volume(record));
         Ok(())

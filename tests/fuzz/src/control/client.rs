@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Durability, NewCopy, OpenMode, VolumeChange, VolumeInfo};
+use pitstop_format::{Container, CreateOptions, Durability, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo};
 
 use super::commands::Context;
 use super::hub::Hub;
@@ -132,6 +132,14 @@ impl Target for Listed {
 
     fn refresh(&self, target: &str, source: &str, _: WhenConnected) -> TargetResult<VolumeInfo> {
         refused(self.container.refresh(target, source))
+    }
+
+    fn create_view(&self, source: &str, name: &str) -> TargetResult<VolumeInfo> {
+        refused(self.container.create_view(source, name))
+    }
+
+    fn end_view(&self, name: &str, end: ViewEnd, _: WhenConnected) -> TargetResult<VolumeInfo> {
+        refused(self.container.end_view(name, end))
     }
 
     fn space_mark(&self) -> Option<u8> {

@@ -24,6 +24,8 @@ mod session;
 mod stream;
 #[path = "../../../../backend/src/control/target.rs"]
 mod target;
+#[path = "../../../../backend/src/control/views.rs"]
+mod views;
 
 pub mod client;
 
