@@ -510,12 +510,16 @@ impl Daemon {
 
     /// Ends a write-through view, if that gives up no guest's writes or is forced; guests go on.
     pub(crate) fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo> {
+        if (end, when_connected) != (ViewEnd::Drop, WhenConnected::Refuse) {
+            // It may wait for guests' writes: nothing else waits with it.
+            return Ok(self.container().end_view(name, end)?);
+        }
         let exports = lock(&self.exports); // held: no guest may be exported meanwhile
         let source = self.container().volumes().into_iter().find(|volume| volume.viewed_by.as_deref() == Some(name));
         // As for a refresh, no guest may connect between the question and the end.
         let of_source = || exports.iter().filter(|served| source.as_ref().is_some_and(|it| it.id == served.volume));
         let _gates: Vec<_> = of_source().map(|served| served.export.hold_new_connections()).collect();
-        if let (Some(source), ViewEnd::Drop, WhenConnected::Refuse) = (&source, end, when_connected)
+        if let Some(source) = &source
             && let Some(served) = of_source().find(|served| served.export.is_connected())
         {
             let (volume, id) = (source.name.clone(), served.config.id.clone());

@@ -172,6 +172,30 @@ fn whole_tables_become_zeros_through_either() {
     assert_clean(&disk, container);
 }
 
+// rules: VIEW-3, VOL-5 — zeros through the view over the source's zeros go table by table, in one step.
+#[test]
+fn zeros_over_zeros_cost_the_view_as_little_as_another_volume() {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("a", 5 << 30).unwrap();
+    fill(&container, "a", (2 << 30) + MIB..(2 << 30) + 2 * MIB, 1);
+    container.create_view("a", "b").unwrap();
+    io(&container, "a").discard(0..5 << 30).unwrap();
+    assert_eq!(both(&container, (2 << 30) + MIB..(2 << 30) + 2 * MIB), (0, 1));
+    let b = container.volume("b").unwrap();
+    match b.plan_zero(0..5 << 30, ZeroKind::Discard, Waker::noop()).unwrap() {
+        Planned::Ready(ticket) => {
+            assert_eq!(ticket.remaining(), None);
+            ticket.complete();
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(both(&container, (2 << 30) + MIB..(2 << 30) + 2 * MIB), (0, 0));
+    // The view's data takes the source's zeros away.
+    fill(&container, "b", (2 << 30) + MIB..(2 << 30) + MIB + 512, 2);
+    assert_eq!(values(&container, "a", (2 << 30) + MIB..(2 << 30) + MIB + 1024), [2, 0]);
+    assert_clean(&disk, container);
+}
+
 // rule: VIEW-3 — a part of a block that the source's head has, as data, as zeros, or not at all.
 #[test]
 fn a_part_of_a_block_is_written_to_both_heads() {

@@ -782,6 +782,31 @@ fn chk_70_a_view_whose_heads_do_not_fit() {
     assert_eq!(refused(&fixture), "LAY-2");
 }
 
+// rules: CHK-31, CHK-32 — of a view whose slot is lost only the name is.
+#[test]
+fn a_view_whose_slot_is_lost_is_recovered_with_what_it_showed() {
+    use super::repair::{Scope, plan};
+    for lost in ["a", "b"] {
+        let fixture = Fixture::viewing();
+        let number = fixture.volume(lost).0;
+        fixture.disk.write_at(&[0xa5; slot::LEN], fixture.slot_offset(number)).unwrap();
+        let planned = plan(&*fixture.disk, Scope::All).unwrap();
+        planned.carry_out(&*fixture.disk).unwrap();
+        fixture.expect(&[]);
+        let container = Container::open(fixture.disk.clone(), OpenMode::ReadWrite).unwrap();
+        let shown = |name: &str| {
+            let mut bytes = [0; 5 * 4096];
+            VolumeIo::new(&container, container.volume(name).unwrap()).read_at(&mut bytes, 0).unwrap();
+            bytes.chunks(4096).map(|block| block[0]).collect::<Vec<_>>()
+        };
+        let names: Vec<_> = container.volumes().into_iter().map(|volume| volume.name).collect();
+        let recovered = names.iter().find(|name| name.starts_with("recovered-")).unwrap();
+        let name = |of: &'static str| if of == lost { recovered.as_str() } else { of };
+        assert_eq!(shown(name("a")), [0, 1, 2, 3, 3], "{lost} was lost");
+        assert_eq!(shown(name("b")), [0, 1, 1, 3, 3], "{lost} was lost");
+    }
+}
+
 #[test]
 fn chk_40_a_relation_of_what_is_not_there() {
     for donor in [false, true] {

@@ -84,6 +84,15 @@ impl Writers {
         }
     }
 
+    /// Blocks of a chunk that the head above has as data: its zeros need not give way to zeros (VIEW-3).
+    pub(super) fn upper_data(&self, chunk: ChunkNo) -> Result<BlockMask, PageLoad> {
+        match self.upper().map(|upper| upper.lookup(chunk)) {
+            None | Some(InLayer::Absent | InLayer::AllZero) => Ok(0),
+            Some(InLayer::Entry(entry)) => Ok(entry.view().d),
+            Some(InLayer::NeedPage(load)) => Err(load),
+        }
+    }
+
     /// Blocks of a chunk that the head above has, as data or as zeros.
     pub(super) fn upper_has(&self, chunk: ChunkNo) -> Result<BlockMask, PageLoad> {
         match self.upper().map(|upper| upper.lookup(chunk)) {

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use super::write::{NotReady, out_of_space};
@@ -124,7 +125,7 @@ impl Volume {
                 for piece in pieces(edge.clone()) {
                     let (chunk, blocks) = (piece.chunk, piece.blocks());
                     if reads_zero(&writers.layer, chunk, blocks)? != blocks
-                        || (writers.pending(chunk) | writers.upper_has(chunk)?) & blocks != 0
+                        || (writers.pending(chunk) | writers.upper_data(chunk)?) & blocks != 0
                     {
                         data.get_or_insert_with(|| self.ticket()).plan_piece(state, piece, waker)?;
                     }
@@ -153,8 +154,10 @@ fn zero_blocks(
         let table_end = (at / TABLE_SPAN + 1) * TABLE_SPAN;
         let covers_table = at.is_multiple_of(TABLE_SPAN)
             && (whole.end >= table_end || whole.end / BLOCK_LEN == head.size.div_ceil(BLOCK_LEN));
-        // What the head above a view's has there must go chunk by chunk.
-        let hides = |upper: &Layer| upper.table(ChunkNo::containing(at).table()).is_some();
+        // What the head above a view's has there as data, or claims, must go chunk by chunk.
+        let table = ChunkNo::containing(at).table();
+        let hides =
+            |upper: &Layer| upper.table(table).is_some_and(|table| table.initialised.load(Ordering::Acquire) != 0);
         if covers_table && !writers.upper().is_some_and(hides) {
             if !zero_untouched_table(state, head, at) {
                 return Err(out_of_space(state, waker));
@@ -204,7 +207,7 @@ fn zero_piece(
         state.register(waker);
         return Err(NotReady::Busy);
     }
-    let above = writers.upper_has(piece.chunk)? & mask;
+    let above = writers.upper_data(piece.chunk)? & mask;
     let is_zero = reads_zero(head, piece.chunk, mask)? == mask;
     if !is_zero {
         let Some(entry) = state.entry_for_change(head, piece.chunk)? else {

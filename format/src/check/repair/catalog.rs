@@ -39,6 +39,8 @@ impl Draft<'_> {
         self.mend_ids()?;
         self.mend_names()?;
         self.mend_heads()?;
+        // First: the head of a view whose volume is lost is still one, and nobody else shows what is in it.
+        self.adopt_heads()?;
         self.mend_views();
         self.mend_parents()?;
         self.cut_cycles();
