@@ -32,7 +32,7 @@ pub(crate) fn run(place: &Place, effort: Effort, results: &mut Results) -> Resul
     crate::wear::write_golden(&raw, len, len)?;
     remove(&container)?;
     pitstop(place, &["create"], &container, &[])?;
-    for repetition in 0..effort.pick(5, 1) {
+    for repetition in 0..effort.pick(3, 1) {
         let (golden, ci) = (format!("golden-{repetition}"), format!("ci-{repetition}"));
         let mut import = std::process::Command::new(&place.pitstop);
         import.args(["import", "--format", "raw", "--verify", "off"]).arg(&container).arg(&golden).arg(&raw);
