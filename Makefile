@@ -1,6 +1,6 @@
 # One entry for people and CI. Everything else is cargo.
 .DEFAULT_GOAL := help
-.PHONY: help build test interleavings mutants demo bench crash-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
+.PHONY: help build test interleavings mutants demo bench crash-soak sequence-soak kill-soak fuzz fuzz-smoke lint fmt clean-guests
 
 NEXTEST_PROFILE ?= default
 KILLS ?= 5000
@@ -9,9 +9,10 @@ ITERATIONS ?= 600
 SEED ?= 1
 SCENARIO ?=
 SCHEDULE ?=
-# For crash-soak: how long, and which seeds. About 7,000 crash states a seed.
+# For crash-soak: how long, which seeds, and of how many of 1000 places crashes are judged. About 15,000 crash states a seed.
 DURATION ?= 3600
 SEEDS ?= 1000..1000000
+PLACES ?= 1000
 # Of `make bench`: options of `pitstop-bench run`.
 BENCH ?=
 # Of `make mutants`: one or more names from tests/mutants/list.toml.
@@ -52,9 +53,14 @@ bench: ## measure beside qemu-storage-daemon and fio: tables, charts (BENCH='--f
 kill-soak: ## kill the daemon KILLS times under guests' I/O and commands (root: mounts with FUSE)
 	PITSTOP_KILLS=$(KILLS) cargo test --release --package pitstop-backend --test kill -- --nocapture
 
-crash-soak: ## judge millions of crash states: DURATION=3600 SEEDS=1000..1000000
-	PITSTOP_MODEL_SEEDS=$(SEEDS) PITSTOP_MODEL_SECONDS=$(DURATION) \
+crash-soak: ## judge millions of crash states: DURATION=3600 SEEDS=1000..1000000 PLACES=1000
+	PITSTOP_MODEL_SEEDS=$(SEEDS) PITSTOP_MODEL_SECONDS=$(DURATION) PITSTOP_MODEL_PLACES=$(PLACES) \
 		cargo test --package pitstop-format --test model -- --nocapture
+
+sequence-soak: SEEDS = 1000..11000
+sequence-soak: PLACES = 10
+sequence-soak: DURATION = 36000
+sequence-soak: crash-soak ## 10,000 sequences of all operations against the model, few crashes each
 
 lint: ## what CI asks of the sources: format and clippy without warnings
 	cargo fmt --all --check

@@ -28,7 +28,8 @@ pub struct Mutant {
     /// The crate whose tests are run.
     #[serde(default = "format_crate")]
     pub package: String,
-    /// Tests of that crate, `BINARY::TEST`; at least one of them must fail. `lib` is the crate's own unit tests.
+    /// Tests of that crate, `BINARY::TEST`; at least one of them must fail. `lib` is the crate's own unit tests, `bin` those
+    /// of its program.
     pub tests: Vec<String>,
     /// Built with `--cfg pitstop_interleavings`.
     #[serde(default)]
@@ -84,8 +85,8 @@ impl Mutant {
         let mut mistakes = Vec::new();
         let source = fs::read_to_string(root.join(&self.file)).map_err(|error| format!("{}: {error}", self.file));
         mistakes.extend(source.and_then(|source| self.apply(&source)).err());
-        if self.tests.is_empty() || self.design.is_empty() || self.rules.is_empty() {
-            mistakes.push(format!("{}: it has no tests, design rules or rules", self.name));
+        if self.tests.is_empty() || self.rules.is_empty() {
+            mistakes.push(format!("{}: it has no tests or rules", self.name));
         }
         match self.tests() {
             Err(mistake) => mistakes.push(mistake),
@@ -102,14 +103,14 @@ impl Mutant {
 pub fn has_test(root: &Path, package: &str, binary: &str, test: &str) -> bool {
     let folder = match package.strip_prefix("pitstop-") {
         Some("tests") => root.join("tests"),
-        Some(folder) if binary == "lib" => root.join(folder).join("src"),
+        Some(folder) if ["lib", "bin"].contains(&binary) => root.join(folder).join("src"),
         Some(folder) => root.join(folder).join("tests"),
         None => return false,
     };
     let name = test.rsplit("::").next().unwrap_or(test);
     let mut files = BTreeSet::new();
     match binary {
-        "lib" => sources(&folder, &mut files),
+        "lib" | "bin" => sources(&folder, &mut files),
         _ => {
             files.insert(folder.join(format!("{binary}.rs")));
             sources(&folder.join(binary), &mut files);

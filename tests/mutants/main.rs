@@ -154,6 +154,7 @@ impl Workshop {
         for binary in tests.iter().map(|(binary, _)| *binary).collect::<BTreeSet<_>>() {
             match binary {
                 "lib" => command.arg("--lib"),
+                "bin" => command.arg("--bins"),
                 _ => command.args(["--test", binary]),
             };
         }
@@ -164,7 +165,7 @@ impl Workshop {
         // No debug information: it is half of the work of building.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0");
         // A part of the crash replay: what a mutant breaks shows within a few seeds, or the rule has a test of its own.
-        command.env("PITSTOP_MODEL_SEEDS", MODEL_SEEDS);
+        command.env("PITSTOP_MODEL_SEEDS", MODEL_SEEDS).env("PITSTOP_MODEL_PLACES", "1000");
         if kind.interleavings {
             command.env("RUSTFLAGS", "--cfg pitstop_interleavings");
         }

@@ -68,6 +68,8 @@ pub(crate) struct Fill {
     /// What a donor has comes first.
     pub(super) adoption: Adoption,
     pub(super) moved: Moved,
+    /// The layer that was below and that others use, too, while what is below is unlinked in several batches.
+    pub(super) base: Option<LayerId>,
 }
 
 /// A step under way on a copy layer; nobody else fills it, and reclaim and merges leave it alone.
@@ -418,8 +420,7 @@ pub(super) enum Hindrance {
 impl Hindrance {
     /// No slab is free: now, or for good.
     pub(super) fn of_space(state: &State) -> Self {
-        let for_good = state.space.failure.is_some() && state.alloc.limbo_count() == 0;
-        Self::Space(if for_good { HydrateWait::NoSpace } else { HydrateWait::Others })
+        Self::Space(if state.is_full() { HydrateWait::NoSpace } else { HydrateWait::Others })
     }
 }
 

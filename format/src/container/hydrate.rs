@@ -5,8 +5,10 @@
 //! until it covers all, so that whatever ends a process ends no hydration. Does not: move data (see [`super::fill`]), or
 //! decide when it is moved: the caller does, and heeds pause and speed.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,9 +19,10 @@ use super::{Container, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Link};
 use crate::layout::slot::{LayerKind, LayerRecord, Moved, Pace};
+use crate::sync::thread;
 use crate::units::{LayerId, SLAB_LEN, VolumeId};
 
-/// Batches of layers that one step makes a volume the owner of.
+/// Batches of layers that a volume becomes the owner of before other commands, or another step, have their turn.
 const BATCHES_PER_STEP: usize = 8;
 /// Layers that one batch of a hydration's end looks at, besides those that it dooms.
 const LOOKS_PER_BATCH: usize = 1024;
@@ -154,8 +157,11 @@ impl State {
     pub(super) fn unlink_below(&mut self, copy: LayerId) -> bool {
         let layer = self.layers[&copy].clone();
         let LayerRecord { owner, parent: below, parent_limit, .. } = *self.layer_record(copy);
-        // What others use, too, shows for ever what the copy layer has now.
+        // What others use, too, shows for ever what the copy layer has now. The batches that follow the first remember it.
         let base = below.filter(|&below| parent_limit > 0 && self.child_count(below) > 1);
+        if let (Some(base), Some(fill)) = (base, self.fills.get_mut(&copy)) {
+            fill.base = Some(base);
+        }
         // Nothing of the parent shows from here on, whatever the parent is.
         self.update_layer(copy, |record| (record.parent, record.parent_limit) = (None, 0));
         let rest = match self.doom_unused(below, self.most_doomed()) {
@@ -168,8 +174,11 @@ impl State {
             Some(_) => record.parent = rest,
             None => record.end_copy(),
         });
-        if let (None, Some(owner), Some(base)) = (rest, owner, base) {
-            let moved = self.fills.get(&copy).map_or_else(Moved::default, |fill| fill.moved);
+        if rest.is_none()
+            && let Some(owner) = owner
+            && let Some((base, moved)) = self.fills.get(&copy).and_then(|fill| Some((fill.base?, fill.moved)))
+            && self.is_frozen_kind(base)
+        {
             self.track(owner, copy, base, moved);
         }
         rest.is_none()
@@ -207,31 +216,47 @@ impl Container {
     ///
     /// Errors: [`Error::NoSuchVolume`], [`Error::Hydrating`], [`Error::InView`], [`Error::NoSpace`].
     pub fn hydrate(&self, name: &str) -> Result<Option<LayerId>> {
+        self.shared.check_open()?;
+        let id = self.shared.lock().volume_id(name)?;
+        loop {
+            match self.begin_hydration(id, name)? {
+                ControlFlow::Break(copy) => return Ok(copy),
+                // Whoever waits for the lock of commands gets it.
+                ControlFlow::Continue(()) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// A bounded part of [`Container::hydrate`], beside which no other command runs; others may run between two of them.
+    fn begin_hydration(&self, id: VolumeId, name: &str) -> Result<ControlFlow<Option<LayerId>>> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
         let hydrating = || Error::Hydrating { name: name.to_owned() };
-        let id = {
+        {
             let state = self.shared.lock();
-            let id = state.volume_id(name)?;
+            if !state.volumes.contains_key(&id) {
+                return Err(Error::NoSuchVolume { name: name.to_owned() });
+            }
             state.check_no_view(id)?;
             if state.copy_layer(id).is_some() {
                 return Err(hydrating());
             }
-            id
-        };
-        let copy = loop {
-            let Some(own) = self.own_layers(id).filter(|own| !own.all) else { return Ok(None) };
-            // What is the volume's own stays where it is, and stays its own.
-            self.adopt(id, &own.orphans, usize::MAX)?;
+        }
+        let Some(own) = self.own_layers(id).filter(|own| !own.all) else { return Ok(ControlFlow::Break(None)) };
+        // What is the volume's own stays where it is, and stays its own.
+        if !self.adopt(id, &own.orphans, BATCHES_PER_STEP)? {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let copy = {
             let mut state = self.lock_for(|_| Ok(Slots { new: 1, changed: 1 }))?;
             if !state.takes_copy(own.lowest) {
-                continue; // a merge has taken the layer out meanwhile
+                return Ok(ControlFlow::Continue(())); // a merge has taken the layer out meanwhile
             }
             if state.layer_record(own.lowest).parent.is_some_and(|below| state.is_copy(below)) {
                 // Only damage leads here: a copy layer's child is its owner's own (LAY-32).
                 return Err(hydrating());
             }
-            break state.insert_copy(own.lowest, id);
+            state.insert_copy(own.lowest, id)
         };
         self.commit()?;
         {
@@ -241,7 +266,7 @@ impl Container {
             }
         }
         self.shared.call_for_work();
-        Ok(Some(copy))
+        Ok(ControlFlow::Break(Some(copy)))
     }
 
     /// Makes the volume the owner of those of these layers that have none, in as many batches as that takes, `most_batches`

@@ -125,6 +125,9 @@ impl Container {
         let short = low && (limbo == 0 || (wanted && !dirty));
         let growth_failed = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
         let last = background.last_commit.get_or_insert_with(Instant::now);
+        if wanted && growth_failed && free + limbo == 0 && !state.space.giving_up && state.relations.may_have_donor {
+            state.space.giving_up = state.give_up_donor();
+        }
         if wanted && short && growth_failed {
             // Those who wait are told what stands in the way.
             state.wake_all();
@@ -224,6 +227,9 @@ impl Container {
             };
             let layers: HashSet<LayerId> = state.doomed.iter().copied().filter(drained).collect();
             if layers.is_empty() {
+                if std::mem::take(&mut state.space.giving_up) {
+                    state.wake_all();
+                }
                 return false;
             }
             background.reclaim = Some(Reclaim { layers, next: 0, slab_count: 0 });

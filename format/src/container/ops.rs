@@ -158,7 +158,7 @@ impl Container {
             let Err(error) = state.reserve_slots(slots.new) else {
                 return Ok(state);
             };
-            if state.space.failure.is_some() && state.alloc.limbo_count() == 0 {
+            if state.is_full() {
                 return Err(error);
             }
             // The file may only have to grow, or freed slabs to be committed.

@@ -23,12 +23,20 @@ pub(crate) struct Relations {
     pins: HashMap<LayerId, u32>,
     /// Some relation may have ended since that was last looked for in vain.
     pub(super) may_have_ended: bool,
+    /// Some layer may be kept for a relation alone since such were last looked for in vain.
+    pub(super) may_have_donor: bool,
 }
 
 impl Relations {
+    /// Some layer has another parent, or is another's.
+    pub(super) fn may_have_changed(&mut self) {
+        self.may_have_ended = true;
+        self.may_have_donor = !self.slots.is_empty();
+    }
+
     /// Counts a relation of the catalog.
     pub(crate) fn add(&mut self, slot: SlotNo, record: &RelationRecord) {
-        self.may_have_ended = true;
+        (self.may_have_ended, self.may_have_donor) = (true, true);
         self.slots.insert(slot);
         if let Some(pair) = record.volumes {
             self.by_secondary.insert(pair.secondary, slot);
@@ -169,6 +177,30 @@ impl State {
     /// Nothing is left to take from a donor.
     pub(super) fn end_donor(&mut self, donor: Donor) {
         self.end(donor.relation);
+    }
+
+    /// Ends a relation that keeps a layer through which nobody reads, so that there is space: one that no hydration under
+    /// way could use, if there is such a one. False if there is none (REL-11).
+    pub(super) fn give_up_donor(&mut self) -> bool {
+        let keeps = |&&slot: &&SlotNo| {
+            let record = self.relation_record(slot);
+            record.volumes.is_some() && record.pinned().any(|layer| self.child_count(layer) == 0)
+        };
+        let is_in_use = |&&slot: &&SlotNo| {
+            let pair = self.relation_record(slot).volumes;
+            pair.is_some_and(|pair| {
+                [pair.secondary, pair.primary].iter().any(|volume| self.copies.contains_key(volume))
+            })
+        };
+        let slots = &self.relations.slots;
+        let found = slots.iter().filter(keeps).find(|slot| !is_in_use(slot)).or_else(|| slots.iter().find(keeps));
+        let found = found.copied();
+        self.relations.may_have_donor = found.is_some();
+        if let Some(slot) = found {
+            log::info!("what is kept for copying again is given up, because space is short");
+            self.end(slot);
+        }
+        found.is_some()
     }
 
     /// Whether nothing more can come of a relation (REL-6).

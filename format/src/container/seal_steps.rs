@@ -103,9 +103,7 @@ impl Container {
     /// No slab is free for tags: now, or for good.
     fn hindrance(&self) -> HydrateWait {
         self.shared.call_for_work();
-        let state = self.shared.lock();
-        let for_good = state.space.failure.is_some() && state.alloc.limbo_count() == 0;
-        if for_good { HydrateWait::NoSpace } else { HydrateWait::Others }
+        if self.shared.lock().is_full() { HydrateWait::NoSpace } else { HydrateWait::Others }
     }
 
     /// The layer to go on with. Before the first tag of a layer is written, its freeze is made durable (TAG-4).

@@ -93,6 +93,8 @@ pub(crate) struct Space {
     pub(crate) wanted: bool,
     /// Why the last attempt to grow failed.
     pub(crate) failure: Option<String>,
+    /// What a relation kept was given up, and its slabs are not all in limbo yet (REL-11).
+    pub(crate) giving_up: bool,
 }
 
 /// The engine's locked state.
@@ -431,7 +433,7 @@ impl State {
             old_copy.and_then(|volume| self.copies.remove(&volume));
             self.copies.extend(record.filled_for().map(|volume| (volume, id)));
         }
-        self.relations.may_have_ended = true;
+        self.relations.may_have_changed();
         if record.kind == LayerKind::Doomed {
             self.doomed.insert(id);
         }
@@ -470,6 +472,13 @@ impl State {
             self.space.wanted = true;
         }
         slab
+    }
+
+    /// Whether no slab will come to be free by itself: the file cannot grow, none is on its way, and nothing is kept that
+    /// could be given up.
+    pub(crate) fn is_full(&self) -> bool {
+        let is_coming = self.space.giving_up || self.relations.may_have_donor || self.alloc.limbo_count() > 0;
+        self.space.failure.is_some() && !is_coming
     }
 
     pub(crate) fn no_space(&self) -> Error {

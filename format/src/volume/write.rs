@@ -377,7 +377,7 @@ impl WriteTicket {
 
 /// No slab is free: waits for the file to grow, or fails if it cannot.
 pub(super) fn out_of_space(state: &mut State, waker: &Waker) -> NotReady {
-    if state.space.failure.is_some() && state.alloc.limbo_count() == 0 {
+    if state.is_full() {
         return NotReady::Failed(state.no_space());
     }
     state.register(waker);

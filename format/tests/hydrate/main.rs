@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod adoption;
 mod crashes;
 mod ends;
 mod fills;

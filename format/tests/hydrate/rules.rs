@@ -37,6 +37,11 @@ fn blocks_show_only_when_they_have_been_copied() {
 #[test]
 fn what_is_below_stays_until_requests_of_before_have_ended() {
     let (disk, container) = golden_and_ci();
+    // Some slabs are freed first, so that this is not the very first period.
+    container.create_volume("freed", SIZE).unwrap();
+    fill(&container, "freed", 0..SLAB_LEN, 1);
+    container.delete_volume("freed").unwrap();
+    container.settle(1000).unwrap();
     let layer = container.hydrate("ci").unwrap().unwrap();
     let mut plan = ReadPlan::default();
     assert!(matches!(container.volume("ci").unwrap().plan_read(0..BLOCK, &mut plan).unwrap(), Planned::Ready(())));
@@ -47,7 +52,10 @@ fn what_is_below_stays_until_requests_of_before_have_ended() {
             HydrateStep::Copied(_) => {}
             other => panic!("{other:?} under a reader"),
         }
-        container.maintain().unwrap();
+        // Not before the end is waited for: the reader then is of the very last period before it.
+        if waits > 0 {
+            container.maintain().unwrap();
+        }
     }
     assert!(waits > 10);
     let progress = container.hydrations();

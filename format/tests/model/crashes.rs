@@ -51,6 +51,10 @@ const EXHAUSTIVE: usize = 3;
 pub struct Crashes {
     crash: Crash,
     rng: Rng,
+    /// For what the work goes on with, which shall not hang on how many crashes are judged.
+    choices: Rng,
+    /// Of 1000 places in the record, so many are tried.
+    density: u64,
     comparer: Comparer,
     /// Disks judged since the promises last changed.
     now: HashSet<u64>,
@@ -121,10 +125,12 @@ fn divide(crash: &Crash, rng: &mut Rng, style: Style) -> CrashDisk {
 }
 
 impl Crashes {
-    pub fn new(crash: Crash, seed: u64) -> Self {
+    pub fn new(crash: Crash, seed: u64, density: u64) -> Self {
         Self {
             crash,
             rng: Rng::new(seed ^ 0x5EED_0000),
+            choices: Rng::new(seed ^ 0xC401_CE00),
+            density,
             comparer: Comparer::default(),
             now: HashSet::new(),
             seen: HashSet::new(),
@@ -149,8 +155,11 @@ impl Crashes {
         if matters(event) { self.examine(models) } else { Ok(()) }
     }
 
-    /// Judges crashes at this place of the record.
+    /// Judges crashes at this place of the record, if it is one of those that are tried.
     pub fn examine(&mut self, models: &[Model]) -> Result<(), String> {
+        if self.rng.below(1000) >= self.density {
+            return Ok(());
+        }
         self.counts.places += 1;
         let sectors = self.crash.pending();
         if sectors <= EXHAUSTIVE {
@@ -197,8 +206,8 @@ impl Crashes {
 
     /// The disk after a crash at this place, for the workload to go on with.
     pub fn choose(&mut self) -> Arc<SimDisk> {
-        let style = STYLES[self.rng.below(STYLES.len() as u64) as usize];
-        divide(&self.crash, &mut self.rng, style).disk
+        let style = STYLES[self.choices.below(STYLES.len() as u64) as usize];
+        divide(&self.crash, &mut self.choices, style).disk
     }
 
     fn judge(&mut self, disk: Arc<SimDisk>, models: &[Model]) -> Result<(), String> {

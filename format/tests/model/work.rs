@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pitstop_format::testing::SimDisk;
 use pitstop_format::{
     Container, CreateOptions, Durability, Error, HydrateEnd, HydrateStep, LayerId, LayerInfo, NewCopy, OpenMode,
-    SealEnd, SealStep, Verify, ViewEnd, VolumeChange, VolumeInfo, VolumeState, ZeroKind,
+    SealEnd, SealStep, Verify, ViewEnd, VolumeChange, VolumeId, VolumeInfo, VolumeState, ZeroKind,
 };
 
 use crate::common::compare::{Comparer, Shown};
@@ -14,7 +14,14 @@ use crate::crashes::{Counts, Crashes};
 use crate::request::Stage;
 use crate::world::{Coverage, Pair, World};
 
+#[path = "again.rs"]
+mod again;
+#[path = "lists.rs"]
+mod lists;
+
 const OPERATIONS: u64 = 120;
+/// Bytes that a step of a hydration or a sealing may move.
+const BUDGETS: [u64; 3] = [1, 300 << 10, 2 << 20];
 const MIB: u64 = 1 << 20;
 const SMALL: [u64; 4] = [MIB, MIB + 512, 768 << 10, (256 << 10) - 4096];
 /// More than one page of chunk entries, more than one table.
@@ -28,9 +35,10 @@ pub struct Work {
     sizes: [u64; 4],
 }
 
-/// Runs one seed.
-pub fn run(seed: u64) -> (Counts, Coverage) {
-    let mut work = Work::new(seed);
+/// Runs one sequence: that of this seed. Crashes are judged at about `density` of 1000 places; what is done, and what is
+/// gone on from, is the same whatever the density.
+pub fn run(seed: u64, density: u64) -> (Counts, Coverage) {
+    let mut work = Work::new(seed, density);
     work.create();
     work.create();
     for _ in 0..OPERATIONS {
@@ -51,12 +59,12 @@ fn doomed(layers: &[LayerInfo]) -> usize {
 }
 
 impl Work {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, density: u64) -> Self {
         let disk = SimDisk::new();
         let journal_len_bytes = JOURNALS[(seed / 3 % 8) as usize];
         let options = CreateOptions { journal_len_bytes, ..CreateOptions::default() };
         Container::create(disk.clone(), &options).unwrap();
-        let crashes = Crashes::new(disk.record(), seed);
+        let crashes = Crashes::new(disk.record(), seed, density);
         let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
         let world = Arc::new(Mutex::new(World::new(seed, disk, container, crashes, journal_len_bytes)));
         let sizes = match seed % 8 {
@@ -233,6 +241,9 @@ impl Work {
             let mut world = self.lock();
             world.coverage.copies += 1;
             world.coverage.groups += u64::from(sources.len() > 1);
+            world.coverage.groups_of_one += u64::from(sources.len() > 2);
+            world.coverage.restores +=
+                u64::from(target.is_some_and(|target| again::is_restore(&world, target, sources[0])));
             let lives: Vec<_> = sources.iter().map(|source| world.begin_copy(source)).collect();
             (lives, world.time)
         };
@@ -407,6 +418,7 @@ impl Work {
                 (world.rng.chance(50), world.rng.below(1 << 30))
             };
             self.blocking(|container| container.set_hydration(copy_of(container, name), paused, speed).unwrap());
+            self.lock().coverage.paces += 1;
         }
         self.promised();
     }
@@ -468,8 +480,13 @@ impl Work {
                 return;
             }
             let layer = found[world.rng.below(found.len() as u64) as usize].layer;
-            (layer, [1, 300 << 10, 2 << 20][world.rng.below(3) as usize])
+            (layer, BUDGETS[world.rng.below(3) as usize])
         };
+        self.step_hydration(layer, budget);
+    }
+
+    /// A step of this hydration.
+    fn step_hydration(&self, layer: LayerId, budget: u64) -> HydrateStep {
         let adopted = |container: &Container| container.hydration(layer).map_or(0, |found| found.moved.adopted_bytes);
         let before = adopted(&self.lock().container);
         let step = self.blocking(|container| container.hydrate_step(layer, budget).unwrap());
@@ -486,6 +503,7 @@ impl Work {
                 world.note(format!("layer {layer} is whole"));
             }
         }
+        step
     }
 
     /// Begins to seal a volume, gives that up, or sets its pace or whether it is sealed by itself: nobody's contents change.
@@ -528,7 +546,7 @@ impl Work {
                 return;
             }
             let volume = found[world.rng.below(found.len() as u64) as usize].volume_id;
-            (volume, [1, 300 << 10, 2 << 20][world.rng.below(3) as usize])
+            (volume, BUDGETS[world.rng.below(3) as usize])
         };
         let step = self.blocking(|container| container.seal_step(volume, budget).unwrap());
         let mut world = self.lock();
@@ -628,7 +646,9 @@ impl Work {
             self.commit();
         }
         let mut world = self.lock();
+        let orders = Orders::of(&world.container);
         let container = Container::open(world.disk.clone(), OpenMode::ReadWrite).unwrap();
+        orders.outlive(&container);
         world.use_container(container);
         if !close {
             world.lose_durability();
@@ -649,11 +669,13 @@ impl Work {
         // A flush that leads must not be dropped in the middle; none does.
         assert!(world.flushes.iter().all(|flush| flush.stage == Stage::Waiting));
         world.flushes.clear();
+        let orders = Orders::of(&world.container);
         let mut left = world.crashes.choose();
         loop {
             world.coverage.crashes_gone_on_from += 1;
             let crash = left.record();
             let container = Container::open(left.clone(), OpenMode::ReadWrite).unwrap();
+            orders.outlive(&container);
             // The disk is what it is: what it shows now is durable.
             world.model = settled(&mut world, &container);
             world.find_views(&container);
@@ -690,11 +712,16 @@ impl Work {
             60..85 => self.set(&name),
             85..185 => self.copy_again(),
             0..230 => self.view(&name),
+            230..260 if free && count < 7 => self.differential(&name),
+            260..280 if free && count < 8 => self.rotate(&name),
+            280..310 if both_free => self.list(&name, &other),
+            310..315 => self.check(),
             230..700 => {
                 for _ in 0..4 {
                     self.small_operation();
                 }
             }
+            700..705 if both_free && count < 6 => self.copy(&[&name, &other, &name], None),
             700..720 if both_free && count < 7 && name != other => self.copy(&[&name, &other], None),
             700..770 if free && count < 8 => self.copy(&[&name], None),
             700..870 if both_free && name != other => self.copy(&[&name], Some(&other)),
@@ -752,4 +779,25 @@ impl std::fmt::Debug for Named<'_> {
 /// The layer that is filled for a volume.
 fn copy_of(container: &Container, name: &str) -> LayerId {
     container.hydrations().iter().find(|hydration| hydration.volume == name).unwrap().layer
+}
+
+/// Background work that was ordered: what no crash and no restart ends or changes (LAY-36, TAG-8).
+struct Orders {
+    hydrations: Vec<(LayerId, bool, u64)>,
+    seals: Vec<(VolumeId, bool, u64)>,
+}
+
+impl Orders {
+    fn of(container: &Container) -> Self {
+        let hydrations = container.hydrations().into_iter().map(|found| (found.layer, found.paused, found.speed));
+        let seals = container.seals().into_iter().map(|found| (found.volume_id, found.paused, found.speed));
+        Self { hydrations: hydrations.collect(), seals: seals.collect() }
+    }
+
+    fn outlive(&self, container: &Container) {
+        let found = Self::of(container);
+        assert_eq!(self.hydrations, found.hydrations, "orders do not outlive a restart");
+        let lost = self.seals.iter().find(|seal| !found.seals.contains(seal));
+        assert!(lost.is_none(), "the order {lost:?} does not outlive a restart: {:?}", found.seals);
+    }
 }

@@ -58,6 +58,13 @@ pub struct Coverage {
     pub steps_that_copied: u64,
     pub steps_that_adopted: u64,
     pub copies_again: u64,
+    pub restores: u64,
+    pub rotations: u64,
+    pub groups_of_one: u64,
+    pub paces: u64,
+    pub maps: u64,
+    pub differences: u64,
+    pub checks: u64,
     pub splits: u64,
     pub steps_that_waited: u64,
     pub flushes_that_promise_nothing: u64,
@@ -75,8 +82,8 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn fields(&mut self) -> [(&'static str, &mut u64); 45] {
-        [
+    pub fn fields(&mut self) -> Vec<(&'static str, &mut u64)> {
+        vec![
             ("writes", &mut self.writes),
             ("large writes", &mut self.large_writes),
             ("discards and writes of zeros", &mut self.zeroes),
@@ -108,6 +115,13 @@ impl Coverage {
             ("steps of hydrations that copied", &mut self.steps_that_copied),
             ("steps of hydrations that adopted", &mut self.steps_that_adopted),
             ("copies between volumes of a relation", &mut self.copies_again),
+            ("copies back from an own copy", &mut self.restores),
+            ("rotations of a history that deleted", &mut self.rotations),
+            ("groups with a source twice", &mut self.groups_of_one),
+            ("hydrations paused, resumed or given a speed", &mut self.paces),
+            ("maps listed", &mut self.maps),
+            ("differences listed", &mut self.differences),
+            ("checks beside others", &mut self.checks),
             ("splits", &mut self.splits),
             ("steps of hydrations that waited", &mut self.steps_that_waited),
             ("flushes that promise nothing", &mut self.flushes_that_promise_nothing),
@@ -160,8 +174,10 @@ pub struct World {
     pub journal_len: u64,
     /// Table pages that may stay in memory.
     resident: usize,
+    /// Copies that rotations have made, the oldest first; some may be gone.
+    pub history: Vec<String>,
     pub log: Vec<String>,
-    comparer: Comparer,
+    pub comparer: Comparer,
     writes: u64,
     names: u64,
     lives: u64,
@@ -197,6 +213,7 @@ impl World {
             coverage: Coverage::default(),
             journal_len,
             resident,
+            history: Vec::new(),
             log: Vec::new(),
             comparer: Comparer::default(),
             writes: 0,
@@ -210,6 +227,11 @@ impl World {
 
     pub fn fresh_name(&mut self) -> String {
         self.names += 1;
+        format!("v{}", self.names)
+    }
+
+    /// The name that was given last.
+    pub fn newest_name(&self) -> String {
         format!("v{}", self.names)
     }
 
@@ -243,7 +265,7 @@ impl World {
         self.log.push(text);
     }
 
-    fn fail(&self, why: &str) -> ! {
+    pub fn fail(&self, why: &str) -> ! {
         let from = self.log.len().saturating_sub(60);
         panic!("{why}\nlast operations: {:#?}", &self.log[from..]);
     }

@@ -124,7 +124,7 @@ scenario! {
 }
 
 /// Brings the journal near the fill at which a checkpoint is due.
-fn fill_journal(world: &World, commits: u64) {
+pub fn fill_journal(world: &World, commits: u64) {
     let queue = world.queue("w");
     for _ in 0..commits {
         queue.write(in_chunk(1, 0..1), 1).unwrap();

@@ -10,6 +10,7 @@
 #![cfg(pitstop_interleavings)]
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "tests")]
 
+mod adopt;
 mod claims;
 mod close;
 mod epoch;
