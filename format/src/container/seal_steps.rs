@@ -34,6 +34,14 @@ enum Next {
     Cancelled,
 }
 
+/// What became of some chunks.
+struct Passed {
+    /// So much data got tags.
+    bytes: u64,
+    /// Something could not be read.
+    has_left_out: bool,
+}
+
 /// Tags that were made.
 struct Made {
     /// Of so much data.
@@ -81,7 +89,9 @@ impl Container {
                 Next::Layer(layer, at) => {
                     let most = (budget_bytes.max(1) - sealed).min(BYTES_AT_ONCE);
                     match self.seal_some(volume, &layer, at, most, &mut looks)? {
-                        Some(bytes) => {
+                        // What cannot be read takes its time, and does not count as sealed: enough for a step.
+                        Some(Passed { bytes, has_left_out: true }) => return Ok(SealStep::Sealed(sealed + bytes)),
+                        Some(Passed { bytes, has_left_out: false }) => {
                             sealed += bytes;
                             continue;
                         }
@@ -183,7 +193,7 @@ impl Container {
         None
     }
 
-    /// Seals some chunks of a layer, `most` bytes about; how many bytes got tags. Nothing if there was no space for them.
+    /// Seals some chunks of a layer, `most` bytes about. Nothing if there was no space for tags.
     fn seal_some(
         &self,
         volume: VolumeId,
@@ -191,7 +201,7 @@ impl Container {
         mut at: At,
         most: u64,
         looks: &mut usize,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<Passed>> {
         let end = layer.size.div_ceil(SLAB_LEN);
         // Before the entries are looked at: none of the slabs found is reused while it is held (JNL-6).
         let grace = self.shared.passing();
@@ -215,7 +225,7 @@ impl Container {
                     }
                     // A layer doomed meanwhile takes no page: asking again would never end.
                     if !self.shared.lock().is_frozen_kind(layer.id) {
-                        return Ok(Some(0));
+                        return Ok(Some(Passed { bytes: 0, has_left_out: false }));
                     }
                 }
                 InLayer::Entry(entry) => {
@@ -232,7 +242,8 @@ impl Container {
         let Some(made) = self.make_tags(at.layer, &found)? else { return Ok(None) };
         drop(grace);
         left_out.extend(made.left_out);
-        at.has_left_out |= !left_out.is_empty();
+        let has_left_out = !left_out.is_empty();
+        at.has_left_out |= has_left_out;
         let mut state = self.shared.lock();
         let state = &mut *state;
         let is_over = at.next >= end;
@@ -249,7 +260,7 @@ impl Container {
             // Where a merge has brought something into it meanwhile, it is passed again.
             seal.at = (!is_over).then_some(at);
         }
-        Ok(Some(made.bytes))
+        Ok(Some(Passed { bytes: made.bytes, has_left_out }))
     }
 
     /// Reads those blocks that have no tag, and makes and writes their tags; nothing without space.

@@ -200,6 +200,33 @@ fn everything_is_sealed_but_what_cannot_be_read() {
     assert_clean(&disk, container);
 }
 
+// rule: TAG-13 — a step over what cannot be read ends after a mebibyte of it, block by block.
+#[test]
+fn a_step_does_not_go_far_where_nothing_can_be_read() {
+    let (disk, container) = golden_and_ci();
+    let volume = find(&container, "golden").id;
+    let data = counts(&container, "ci").data_bytes;
+    disk.make_unreadable(Some(0..u64::MAX));
+    let mut steps = 0;
+    let error = loop {
+        let before = disk.requests(Fault::Read);
+        let step = container.seal_step(volume, 1 << 40);
+        let reads = disk.requests(Fault::Read) - before;
+        assert!(reads <= MIB / BLOCK + 8, "{reads} reads in a step");
+        match step {
+            Ok(SealStep::Sealed(0)) => steps += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    // The last block is cut short by the volume's end.
+    let blocks = data.div_ceil(BLOCK);
+    assert!(matches!(error, Error::NotAllSealed { places, .. } if places == blocks), "{error}");
+    assert_eq!(steps, 2, "nothing was tried twice");
+    disk.make_unreadable(None);
+    assert_eq!(run(&container, volume).0, SealEnd::Done);
+}
+
 // rule: TAG-13 — a table page that cannot be read costs the chunks of it.
 #[test]
 fn a_table_page_that_cannot_be_read_costs_only_its_chunks() {
