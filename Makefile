@@ -58,7 +58,7 @@ crash-soak: ## judge millions of crash states: DURATION=3600 SEEDS=1000..1000000
 		cargo test --package pitstop-format --test model -- --nocapture
 
 sequence-soak: SEEDS = 1000..11000
-sequence-soak: PLACES = 10
+sequence-soak: PLACES = 5
 sequence-soak: DURATION = 36000
 sequence-soak: crash-soak ## 10,000 sequences of all operations against the model, few crashes each
 

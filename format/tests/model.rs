@@ -35,8 +35,8 @@ use world::Coverage;
 
 /// Sequences of a CI run, of how many of 1000 places crashes are judged, and the crash states that this must come to: disks
 /// that differ from each other.
-const SEEDS: Range<u64> = 0..24;
-const PLACES: u64 = 300;
+const SEEDS: Range<u64> = 0..22;
+const PLACES: u64 = 400;
 const STATES: u64 = 100_000;
 
 fn seeds() -> Option<Range<u64>> {

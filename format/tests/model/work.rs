@@ -211,9 +211,10 @@ impl Work {
     /// An undefined volume is no source (VOL-45); nothing has changed when it is refused.
     fn refused_copy(&self, sources: &[&str], target: Option<&str>) {
         self.lock().coverage.undefined_refused += 1;
-        let copy = |source: &&str| NewCopy { source: (*source).to_owned(), name: format!("{source}-copy") };
+        let copy =
+            |(n, source): (usize, &&str)| NewCopy { source: (*source).to_owned(), name: format!("{source}-copy-{n}") };
         let refused = self.blocking(|container| match target {
-            None => container.begin_snapshot_group(&sources.iter().map(copy).collect::<Vec<_>>()).map(drop),
+            None => container.begin_snapshot_group(&sources.iter().enumerate().map(copy).collect::<Vec<_>>()).map(drop),
             Some(target) => container.begin_refresh(target, sources[0]).map(drop),
         });
         assert!(matches!(refused, Err(Error::Undefined { .. })), "{refused:?}");
