@@ -572,6 +572,105 @@ fn a_copy_becomes_real_by_a_daemons_job_or_by_the_command_itself() {
     pitstop.assert_clean();
 }
 
+/// Makes `target` a backup of `db`, by a daemon or on the closed container.
+fn back_up(pitstop: &Pitstop, scratch: &Scratch, served: bool, target: &Path, more: &[&str]) {
+    let daemon = served.then(|| Pitstopd::serve(scratch, pitstop.container(), &[]));
+    let arguments = [&["db", text(target)], more].concat();
+    assert_eq!(pitstop.run("backup", &arguments), format!("db: backed up to {}\n", text(target)));
+    daemon.into_iter().for_each(Pitstopd::stop);
+    pitstop.assert_clean();
+}
+
+// req: R19, R21, R22; rules: BAK-4, BAK-9, BAK-13
+#[test]
+fn backups_are_the_same_through_a_daemon_and_are_restored() {
+    for served in [false, true] {
+        let scratch = Scratch::new("cli-backup");
+        let pitstop = small_container(&scratch);
+        pitstop.run("snapshot", &["golden", "db"]);
+        pitstop.run("cache create", &["nightly", "--limit", "64M"]);
+        let file = |name: &str| scratch.file(name);
+        let [bulk, qcow2, live, in_place] = ["bulk.raw", "bulk.qcow2", "live.raw", "in-place.raw"].map(file);
+        let [addendum, changes] = ["live.add", "changes.add"].map(file);
+        back_up(&pitstop, &scratch, served, &bulk, &["--cache", "nightly"]);
+        back_up(&pitstop, &scratch, served, &qcow2, &["-O", "qcow2"]);
+        back_up(&pitstop, &scratch, served, &live, &["--addendum", text(&addendum), "--speed", "1G"]);
+        back_up(&pitstop, &scratch, served, &in_place, &["--in-place"]);
+        back_up(&pitstop, &scratch, served, &changes, &["--since", "golden"]);
+        let golden = sha256_of(&file("golden.raw"));
+        assert_eq!([&bulk, &live, &in_place].map(|image| sha256_of(image)), [&golden; 3].map(Clone::clone));
+        assert_says(&pitstop.fails("backup", &["db", text(&bulk)]), &["exists", "--force"]);
+        back_up(&pitstop, &scratch, served, &bulk, &["--force"]);
+        let restored = [
+            vec!["--from-backup", text(&bulk)],
+            vec!["--from-backup", text(&qcow2)],
+            vec!["--from-backup", text(&live), "--addendum", text(&addendum), "--addendum", text(&changes)],
+        ];
+        for (round, files) in restored.into_iter().enumerate() {
+            // The first makes the volume, the others write over it.
+            let said = pitstop.run("restore", &[vec!["back"], files].concat());
+            assert!(said.starts_with("back: 8 MiB"), "{round}: {said}");
+            let exported = file("back.raw");
+            pitstop.run("export", &["back", text(&exported), "--force"]);
+            assert_eq!(sha256_of(&exported), golden, "round {round}");
+            pitstop.assert_clean();
+        }
+        let daemon = Pitstopd::serve(&scratch, pitstop.container(), &[]);
+        assert_says(&pitstop.fails("restore", &["back", "--from-backup", text(&bulk)]), &["pitstopd", "restored"]);
+        daemon.stop();
+    }
+}
+
+// req: R23; rules: BAK-11, BAK-12
+#[test]
+fn a_full_target_pauses_the_backup_which_goes_on_when_there_is_room() {
+    let scratch = Scratch::new("cli-backup-full");
+    let tiny = TinyFileSystem::mount(&scratch, 12);
+    let pitstop = small_container(&scratch);
+    let filler = tiny.folder.join("filler");
+    fs::write(&filler, vec![1; 8 << 20]).unwrap();
+    let daemon = Pitstopd::serve(&scratch, pitstop.container(), &[]);
+    let target = tiny.folder.join("bulk.raw");
+    let failure = pitstop.fails("backup", &["golden", text(&target)]);
+    assert_says(&failure, &["is paused", "No space left", "pitstop job resume"]);
+    assert!(!target.exists(), "a part of a backup has the name");
+    let id = pitstop.json::<&str>("job list", &[])[0]["id"].as_str().unwrap().to_owned();
+    fs::remove_file(&filler).unwrap();
+    pitstop.run("job resume", &[&id]);
+    pitstop.run("job wait", &[&id]);
+    assert_eq!(sha256_of(&target), sha256_of(&scratch.file("golden.raw")));
+    daemon.stop();
+    pitstop.assert_clean();
+}
+
+// rules: BAK-20, BAK-25, CTL-112 to CTL-114
+#[test]
+fn cache_regions_are_the_same_through_a_daemon() {
+    let scratch = Scratch::new("cli-cache");
+    let pitstop = small_container(&scratch);
+    assert_eq!(pitstop.run::<&str>("cache list", &[]), "no cache regions; make one with `pitstop cache create`\n");
+    for served in [false, true] {
+        let daemon = served.then(|| Pitstopd::serve(&scratch, pitstop.container(), &[]));
+        let line = pitstop.run("cache create", &["nightly", "--limit", "1G", "--growth", "512M", "--max", "2G"]);
+        assert_eq!(line, "nightly: 0 B of 1 GiB used\n");
+        assert_says(&pitstop.fails("cache create", &["nightly", "--limit", "1G"]), &["exists already"]);
+        assert_says(
+            &pitstop.fails("cache create", &["no", "--limit", "1G", "--growth", "1G"]),
+            &["needs a most above"],
+        );
+        let cache = pitstop.json("cache resize", &["nightly", "--limit", "3G", "--high-water", "90"]);
+        assert_eq!((&cache["limit-bytes"], &cache["most-bytes"]), (&(3u64 << 30).into(), &(3u64 << 30).into()));
+        let table = pitstop.run::<&str>("cache list", &[]);
+        assert!(table.contains("nightly") && table.contains("3 GiB") && table.contains("90%"), "{table}");
+        assert_says(&pitstop.fails("cache list", &["weekly"]), &["no cache region named"]);
+        assert_says(&pitstop.fails("backup", &["golden", "x.raw", "--cache", "weekly"]), &["no cache region named"]);
+        pitstop.run("cache delete", &["nightly"]);
+        assert_says(&pitstop.fails("cache delete", &["nightly"]), &["no cache region named"]);
+        daemon.into_iter().for_each(Pitstopd::stop);
+    }
+    pitstop.assert_clean();
+}
+
 // req: R2
 #[test]
 fn several_volumes_are_copied_at_one_instant_with_and_without_a_daemon() {

@@ -61,7 +61,8 @@ fn every_design_rule_has_its_tests_or_its_reason() {
 
 #[test]
 fn every_rule_that_the_table_and_the_mutants_name_is_in_the_specification() {
-    let pages = ["container", "journal", "semantics", "relations", "views", "tags", "jobs", "control", "check"];
+    let pages =
+        ["container", "journal", "semantics", "relations", "views", "tags", "backup", "jobs", "control", "check"];
     let page = |name: &str| std::fs::read_to_string(repository().join("spec").join(format!("{name}.md"))).unwrap();
     let text: String = pages.into_iter().map(page).collect();
     let proof = proof();

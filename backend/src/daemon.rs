@@ -116,6 +116,15 @@ pub(crate) enum Event {
         /// Why.
         reason: String,
     },
+    /// A cache region's high-water mark was reached.
+    CacheWarning {
+        /// The region.
+        name: String,
+        /// Bytes that backups keep.
+        used_bytes: u64,
+        /// Bytes that they may keep.
+        limit_bytes: u64,
+    },
     /// A mark of the container's use of space was reached.
     SpaceWarning {
         /// The mark, in percent.

@@ -277,6 +277,7 @@ fn serve_until_shutdown(
     }
     if let Some(turns) = turns {
         turns.stop();
+        daemon.jobs().end();
     }
     daemon.stop_exports();
     if let Some(server) = server {

@@ -1,4 +1,4 @@
-//! Sealing by the daemon, beside it being asked, and damage that its jobs and checks find (TAG-5, JOB-30 to JOB-32, CTL-140 to
+//! Sealing by the daemon, beside it being asked, and damage that its jobs and checks find (TAG-5, BAK-27, JOB-30 to JOB-32, CTL-140 to
 //! CTL-144).
 //!
 //! req: R13
@@ -85,6 +85,13 @@ fn the_daemon_seals_what_is_frozen_and_its_jobs_stop_at_damage() {
     let report = qmp.order("x-pitstop-check", json!({"data": true}));
     assert_eq!((&report["corruptions"], &report["findings"][0]["id"]), (&json!(1), &json!("CHK-62")));
     assert!(report["findings"][0]["place"].as_str().unwrap().contains("block 300 "), "{report}");
+    let target = place.path("backup");
+    qmp.order("x-pitstop-backup", json!({"name": "ci", "target": text(&target)}));
+    wait_until("the backup to stop", || job(&mut qmp, "backup").is_some_and(|job| job["status"] == "paused"));
+    let paused = job(&mut qmp, "backup").unwrap();
+    assert!(paused["error"].as_str().unwrap().contains("block 300 "), "{paused}");
+    qmp.order("job-cancel", json!({"id": paused["id"]}));
+    assert!(!target.exists());
     let begun = qmp.order("x-pitstop-volume-hydrate", json!({"name": "ci"}))["job"].clone();
     let id = begun["id"].as_str().unwrap().to_owned();
     wait_until("the hydration to stop", || job(&mut qmp, "hydrate").is_some_and(|job| job["status"] == "paused"));

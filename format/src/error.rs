@@ -75,6 +75,56 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// No cache region of that name.
+    #[error("no cache region named '{name}'; `pitstop cache list` shows them")]
+    NoSuchCache {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name of a cache region is taken.
+    #[error("a cache region named '{name}' exists already; choose another name, or `pitstop cache resize` it")]
+    CacheExists {
+        /// The name.
+        name: String,
+    },
+    /// Backups draw on a cache region that was to be deleted.
+    #[error("backups draw on cache region '{name}' ({backups} instants); wait for them or cancel them first")]
+    CacheInUse {
+        /// The region.
+        name: String,
+        /// Their instants.
+        backups: u32,
+    },
+    /// A cache region that cannot be as asked for.
+    #[error("cache region '{name}' needs {expected}")]
+    BadCache {
+        /// The region.
+        name: String,
+        /// What it must have.
+        expected: &'static str,
+    },
+    /// More is kept on a cache region than it may hold.
+    #[error(
+        "cache region '{name}' is full: {used} of {limit} bytes are used; give it more with `pitstop cache resize`, and \
+         begin the backup again"
+    )]
+    CacheFull {
+        /// The region.
+        name: String,
+        /// Bytes that it may hold.
+        limit: u64,
+        /// Bytes that are kept.
+        used: u64,
+    },
+    /// A volume got other contents while a backup read them as they were.
+    #[error(
+        "volume '{name}' was refreshed, restored or deleted, or got a view, while its live data was read; begin the backup again (one \
+         without an addendum is not affected)"
+    )]
+    SourceChanged {
+        /// The volume.
+        name: String,
+    },
     /// The name is taken.
     #[error("a volume named '{name}' exists already; choose another name or delete it first")]
     VolumeExists {

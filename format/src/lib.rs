@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod addendum;
 mod alloc;
 pub mod check;
 mod container;
@@ -22,11 +23,12 @@ mod units;
 mod volume;
 
 pub use container::{
-    BackgroundKind, BackgroundWork, ChangedIn, Check, Container, ContainerInfo, Content, CreateOptions, DiffCounts,
-    DiffRange, DiffStep, Durability, Flush, FlushStep, HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration,
-    JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange, MapStep, Moved, NewCopy, OpenMode, Origin,
-    PendingCopy, PendingView, Relation, RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep,
-    TaggedPart, TaggedRead, ViewEnd, VolumeChange, VolumeInfo, VolumeState,
+    BackgroundKind, BackgroundWork, Backup, BackupUse, CacheInfo, CacheOptions, ChangedIn, Check, Container,
+    ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Durability, Flush, FlushStep, HydrateEnd,
+    HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange,
+    MapStep, Moved, NewCopy, OpenMode, Origin, PendingBackup, PendingCopy, PendingView, Relation, RelationState,
+    SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep, TaggedPart, TaggedRead, ViewEnd, VolumeChange,
+    VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};
@@ -35,8 +37,8 @@ pub use io::{Extent, VolumeIo};
 pub use layer::PageLoad;
 pub use layout::slot::Verify;
 pub use units::{
-    BLOCK_LEN, BLOCKS_PER_CHUNK, ChunkNo, LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, PAGE_LEN, SLAB_LEN,
-    SlabNo, SlotNo, VolumeId,
+    BLOCK_LEN, BLOCKS_PER_CHUNK, ChunkNo, LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, PAGE_LEN, RegionId,
+    SLAB_LEN, SlabNo, SlotNo, VolumeId,
 };
 pub use volume::{
     Edge, EdgeSource, Planned, ReadPlan, ReadSegment, Volume, WriteSegment, WriteTicket, ZeroKind, ZeroTicket,

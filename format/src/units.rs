@@ -64,6 +64,11 @@ id!(
     u64
 );
 id!(
+    /// Identifies a cache region within its container; never reused.
+    RegionId,
+    u64
+);
+id!(
     /// Index of a slab in the container file; its offset is `index * SLAB_LEN`.
     SlabNo,
     u64

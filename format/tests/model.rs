@@ -14,6 +14,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(unreachable_pub, reason = "one crate")]
 
+#[path = "model/backup.rs"]
+mod backup;
 mod common;
 #[path = "model/crashes.rs"]
 mod crashes;

@@ -14,7 +14,7 @@ cd "$(dirname "$0")"
 
 die() { printf 'fuzz: error: %s\n' "$*" >&2; exit 1; }
 
-targets=(open container journal catalog chains messages control import)
+targets=(open container journal catalog chains messages control import addendum)
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Longest input, a bound on memory and on the time of one input: far more than any input should need.
 limits=(-rss_limit_mb=1024 -malloc_limit_mb=256 -timeout=20 -verbosity=0 -print_final_stats=1)

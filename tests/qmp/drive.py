@@ -28,6 +28,7 @@ COMMANDS = {
     "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "x-pitstop-volume-seal",
     "x-pitstop-split",
+    "x-pitstop-backup", "x-pitstop-cache-create", "x-pitstop-cache-resize", "x-pitstop-cache-delete", "x-pitstop-query-caches",
     "x-pitstop-view-create", "x-pitstop-view-drop", "x-pitstop-view-keep",
     "query-jobs", "job-pause", "job-resume", "job-cancel", "job-dismiss", "x-pitstop-job-set-speed",
 }

@@ -104,7 +104,7 @@ pub(crate) enum Error {
         container: PathBuf,
         /// Who holds it.
         holder: HolderName,
-        /// `imported`.
+        /// `imported` or `restored`.
         verb: &'static str,
     },
     /// Another program holds the container, and there is no talking to it.
@@ -262,6 +262,59 @@ pub(crate) enum Error {
         id: String,
         /// Its volume.
         volume: String,
+    },
+    /// A job other than a hydration has ended before its work was done.
+    #[error("job {} has ended: {}", printable(.id), printable(.reason))]
+    JobEnded {
+        /// The job.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+    /// A path that cannot be told to a daemon.
+    #[error("{} is not UTF-8, and cannot be told to the daemon; choose another name", shown(.path))]
+    PathIsNotText {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No cache region of that name.
+    #[error("no cache region named {}; `pitstop cache list` shows them", printable(.name))]
+    NoSuchCache {
+        /// The name.
+        name: String,
+    },
+    /// A file that should be an addendum.
+    #[error("{}: {source}", shown(.path))]
+    Addendum {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: pitstop_format::addendum::AddendumError,
+    },
+    /// Files of a backup that do not belong together.
+    #[error("{} {problem}; name the bulk and the addenda of one backup, the oldest first", shown(.path))]
+    NotOfThisBackup {
+        /// The addendum.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A container that would replace itself.
+    #[error("{} is the container itself; name another file", shown(.path))]
+    TargetIsContainer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A backup that has to be made into another format afterwards cannot be left to the daemon.
+    #[error("a daemon writes raw images only, and this program converts: leave out --detach, or -O qcow2")]
+    CannotDetach,
+    /// A copy that is not as large as the volume.
+    #[error("{} and {} differ in size: what changed since can only be told of a copy as large", printable(.volume), printable(.copy))]
+    SizesDiffer {
+        /// The volume.
+        volume: String,
+        /// The copy.
+        copy: String,
     },
     /// A refresh was done, but what should follow was not.
     #[error("{} has been refreshed, but is not being hydrated: {source}", printable(.volume))]

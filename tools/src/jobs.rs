@@ -67,6 +67,8 @@ pub(crate) enum JobOrder {
     Cancel,
     /// To move so many bytes a second at most; 0 for no limit.
     SetSpeed(u64),
+    /// To be forgotten, when it is over.
+    Dismiss,
 }
 
 /// How much of something is done, in whole percent; only what is complete is 100.

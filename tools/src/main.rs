@@ -26,18 +26,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use pitstop_format::{NewCopy, ViewEnd, VolumeChange};
+use pitstop_format::{CacheOptions, NewCopy, ViewEnd, VolumeChange};
 
 use crate::error::Result;
 use crate::image::{Backing, Format, Overwrite};
 use crate::jobs::JobOrder;
 use crate::render::Output;
 use crate::session::{Connected, Depth};
+use crate::verbs::backup::Backup;
 use crate::verbs::check::{Repair, Task};
 use crate::verbs::compare::Other;
 use crate::verbs::export::Export;
 use crate::verbs::hydrate::{How, Wait};
 use crate::verbs::import::Import;
+use crate::verbs::restore_backup::Restore;
 use crate::verbs::rotate::History;
 use crate::verbs::verify::VerifyArg;
 use crate::view::DurabilityView;
@@ -330,20 +332,85 @@ enum Verb {
         #[command(flatten)]
         show: Show,
     },
-    /// Put a volume back to what one of its copies holds, at once
+    /// Make a file with what a volume holds at this instant, while guests go on
     ///
-    /// A refresh from a copy of the volume itself: what was written to the volume since is given up. All its copies keep
-    /// what they hold, those made after COPY too, so a volume can be restored forward again. To be able to come back to
-    /// what the volume holds now, make a copy of it first.
+    /// The target gets the contents of the instant at which the command begins, whatever guests write meanwhile; they never
+    /// wait for it. With --addendum or --in-place the live volume is read straight through, and what was written meanwhile
+    /// is put right afterwards: by a second file, or in the target itself. With --since, only what may differ from a copy is
+    /// read; the file is an addendum to a backup of that copy. `restore --from-backup` takes all of them.
+    ///
+    /// A daemon does it as a job, and opens the files itself. If the target's file system is full the job pauses, and goes on
+    /// when it is resumed. A backup does not outlive its daemon.
+    #[command(after_help = "Examples:\n  \
+        pitstop backup disks.pit db /backup/db.raw\n  \
+        pitstop backup disks.pit db /backup/db.qcow2 -O qcow2\n  \
+        pitstop backup disks.pit db /backup/db.raw --addendum /backup/db.add --cache nightly\n  \
+        pitstop backup disks.pit db /backup/db-tuesday.add --since db-monday")]
+    Backup {
+        #[command(flatten)]
+        volume: VolumeArgs,
+        /// The file to make
+        target: PathBuf,
+        /// Format of the image
+        #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
+        format: Format,
+        /// Read the live volume, and put what was written meanwhile into this file, as it was
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["in_place", "since"])]
+        addendum: Option<PathBuf>,
+        /// Read the live volume, and write what was written meanwhile over it in the target, as it was
+        #[arg(long, conflicts_with = "since")]
+        in_place: bool,
+        /// Only what may differ from this copy of the volume; the target is an addendum
+        #[arg(long, value_name = "COPY", conflicts_with = "format")]
+        since: Option<String>,
+        /// Charge the space that is kept meanwhile to this cache region; the backup ends if it is full
+        #[arg(long, value_name = "REGION")]
+        cache: Option<String>,
+        /// Read so many bytes a second at most: a number, or one with K, M, G or T; 0 for no limit
+        #[arg(long, value_name = "SPEED", value_parser = size::parse, default_value = "0", hide_default_value = true)]
+        speed: u64,
+        /// Leave the job to the daemon, and return at once
+        #[arg(long)]
+        detach: bool,
+        /// Replace files that exist
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Make, list, resize and delete cache regions: budgets of the space that backups keep
+    Cache {
+        #[command(subcommand)]
+        verb: CacheVerb,
+    },
+    /// Put a volume back to what one of its copies, or a backup, holds
+    ///
+    /// With --from, at once: a refresh from a copy of the volume itself. What was written to the volume since is given up.
+    /// All its copies keep what they hold, those made after COPY too, so a volume can be restored forward again. To be able
+    /// to come back to what the volume holds now, make a copy of it first.
+    ///
+    /// With --from-backup, from files that `backup` made: BULK first, then each addendum over it, the oldest first. The
+    /// volume is made if it is not there, and changes only when all has been read. The container must not be held by a
+    /// daemon.
     #[command(after_help = "Examples:\n  \
         pitstop snapshot disks.pit db db-before\n  \
-        pitstop restore disks.pit db --from db-before")]
+        pitstop restore disks.pit db --from db-before\n  \
+        pitstop restore disks.pit db --from-backup /backup/db.raw --addendum /backup/db.add")]
     Restore {
         #[command(flatten)]
         volume: VolumeArgs,
         /// The copy: a point-in-time copy that was made of this volume
-        #[arg(long, value_name = "COPY")]
-        from: String,
+        #[arg(long, value_name = "COPY", required_unless_present = "from_backup", conflicts_with = "from_backup")]
+        from: Option<String>,
+        /// A file that `backup` made, or any image
+        #[arg(long, value_name = "BULK")]
+        from_backup: Option<PathBuf>,
+        /// Write this addendum over it; may be given several times, the oldest first
+        #[arg(long, value_name = "FILE", requires = "from_backup")]
+        addendum: Vec<PathBuf>,
+        /// Format of BULK; if absent, a file with qcow2 magic is qcow2 and any other raw
+        #[arg(short, long, value_name = "FORMAT", requires = "from_backup")]
+        format: Option<Format>,
         /// Restore even if a guest is connected to the volume
         ///
         /// The guest's disk changes under its file system, which it will take for damage: power it off first.
@@ -548,6 +615,86 @@ enum JobVerb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum CacheVerb {
+    /// Make a cache region
+    #[command(after_help = "Examples:\n  \
+        pitstop cache create disks.pit nightly --limit 20G\n  \
+        pitstop cache create disks.pit nightly --limit 20G --growth 5G --max 100G --high-water 90")]
+    Create {
+        #[command(flatten)]
+        cache: CacheArgs,
+        /// How much backups that draw on it may keep together: bytes, or a number with K, M, G, T or P
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        limit: u64,
+        #[command(flatten)]
+        options: CacheOptionArgs,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// List the cache regions, and how much of them is used
+    #[command(after_help = "Example:\n  pitstop cache list disks.pit")]
+    List {
+        /// The container
+        container: PathBuf,
+        /// Only this region
+        #[arg(value_name = "REGION")]
+        name: Option<String>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Change a cache region; what is not given stays
+    #[command(after_help = "Example:\n  pitstop cache resize disks.pit nightly --limit 50G")]
+    Resize {
+        #[command(flatten)]
+        cache: CacheArgs,
+        /// How much backups that draw on it may keep together: bytes, or a number with K, M, G, T or P
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        limit: Option<u64>,
+        #[command(flatten)]
+        options: CacheOptionArgs,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Delete a cache region that no backup draws on
+    #[command(after_help = "Example:\n  pitstop cache delete disks.pit nightly")]
+    Delete {
+        #[command(flatten)]
+        cache: CacheArgs,
+    },
+}
+
+/// A cache region of a container.
+#[derive(Debug, Args)]
+struct CacheArgs {
+    /// The container
+    container: PathBuf,
+    /// The cache region
+    #[arg(value_name = "REGION")]
+    name: String,
+}
+
+/// What a cache region is to be, besides its limit.
+#[derive(Debug, Args)]
+struct CacheOptionArgs {
+    /// Percent of the limit from which on a daemon warns [default: 80]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    high_water: Option<u8>,
+    /// Let the limit grow by so much where it is reached; 0 for not at all
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    growth: Option<u64>,
+    /// How far the limit may grow
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    max: Option<u64>,
+}
+
+impl From<CacheOptionArgs> for CacheOptions {
+    fn from(args: CacheOptionArgs) -> Self {
+        let CacheOptionArgs { high_water: high_water_percent, growth: growth_bytes, max: most_bytes } = args;
+        Self { limit_bytes: None, high_water_percent, growth_bytes, most_bytes }
+    }
+}
+
 /// A job of a container.
 #[derive(Debug, Args)]
 struct JobArgs {
@@ -674,9 +821,22 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Refresh { volume, source, force, show, .. } => {
             verbs::refresh::run(&volume.container, &volume.name, &source, connected(force), show.output)?;
         }
-        Verb::Restore { volume, from, force, show } => {
+        Verb::Restore { volume, from: Some(from), force, show, .. } => {
             verbs::restore::run(&volume.container, &volume.name, &from, connected(force), show.output)?;
         }
+        Verb::Restore { volume, from_backup: Some(bulk), addendum, format, show, .. } => {
+            let VolumeArgs { container: path, name } = &volume;
+            let restore = Restore { path, name, bulk: &bulk, format, addenda: &addendum, output: show.output };
+            verbs::restore_backup::run(&restore)?;
+        }
+        Verb::Restore { .. } => unreachable!("the parser asks for one of them"),
+        Verb::Backup { volume, target, format, addendum, in_place, since, cache, speed, detach, force, show } => {
+            let VolumeArgs { container: path, name } = &volume;
+            let how = session::Backup { addendum, in_place, since, cache, overwrite: force, speed };
+            let output = show.output;
+            verbs::backup::run(&Backup { path, name, target: &target, format, how, detach, output })?;
+        }
+        Verb::Cache { verb } => cache(verb)?,
         Verb::Hydrate { volume, speed, wait, show } => {
             verbs::hydrate::run(&volume.container, &volume.name, how(speed, wait), show.output)?;
         }
@@ -695,6 +855,21 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn cache(verb: CacheVerb) -> Result<()> {
+    match verb {
+        CacheVerb::Create { cache, limit, options, show } => {
+            let options = CacheOptions { limit_bytes: Some(limit), ..options.into() };
+            verbs::cache::create(&cache.container, &cache.name, options, show.output)
+        }
+        CacheVerb::List { container, name, show } => verbs::cache::list(&container, name.as_deref(), show.output),
+        CacheVerb::Resize { cache, limit, options, show } => {
+            let options = CacheOptions { limit_bytes: limit, ..options.into() };
+            verbs::cache::resize(&cache.container, &cache.name, options, show.output)
+        }
+        CacheVerb::Delete { cache } => verbs::cache::delete(&cache.container, &cache.name),
+    }
 }
 
 fn view(verb: ViewVerb) -> Result<()> {

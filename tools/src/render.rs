@@ -15,8 +15,8 @@ use crate::jobs::{JobView, percent};
 use crate::maps::{DiffTotals, Differences, MapTotals};
 use crate::size::human;
 use crate::view::{
-    CheckView, ContainerView, DurabilityView, HydrationView, LayerView, MovedView, OriginView, RelationStateView,
-    RelationView, SealingView, SeverityView, StateView, Verdict, VolumeView,
+    CacheView, CheckView, ContainerView, DurabilityView, HydrationView, LayerView, MovedView, OriginView,
+    RelationStateView, RelationView, SealingView, SeverityView, StateView, Verdict, VolumeView,
 };
 
 /// The finding of data that is not what was sealed (`spec/check.md`).
@@ -82,6 +82,33 @@ pub(crate) fn volume_table(volumes: &[VolumeView]) -> String {
         rows.push([printable(&volume.name), size, own, state_and_split(volume), source, as_of]);
     }
     table(&rows, &[1, 2])
+}
+
+/// The table of `pitstop cache list`.
+pub(crate) fn cache_table(caches: &[CacheView]) -> String {
+    if caches.is_empty() {
+        return "no cache regions; make one with `pitstop cache create`\n".to_owned();
+    }
+    let mut rows = vec![["NAME", "LIMIT", "USED", "WARN AT", "GROWS BY", "UP TO", "BACKUPS"].map(str::to_owned)];
+    for cache in caches {
+        let grows = cache.growth_bytes > 0;
+        let growth = |bytes| if grows { human(bytes) } else { "-".to_owned() };
+        rows.push([
+            printable(&cache.name),
+            human(cache.limit_bytes),
+            human(cache.used_bytes),
+            format!("{}%", cache.high_water_percent),
+            growth(cache.growth_bytes),
+            growth(cache.most_bytes),
+            cache.backups.to_string(),
+        ]);
+    }
+    table(&rows, &[1, 2, 3, 4, 5, 6])
+}
+
+/// What a command that made or changed a cache region says.
+pub(crate) fn cache_line(cache: &CacheView) -> String {
+    format!("{}: {} of {} used\n", printable(&cache.name), human(cache.used_bytes), human(cache.limit_bytes))
 }
 
 /// What a command that made or changed a volume says.

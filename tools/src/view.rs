@@ -31,6 +31,26 @@ fn with_dashes(value: Value) -> Value {
     }
 }
 
+/// A cache region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct CacheView {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    /// Bytes that the backups drawing on it may keep together.
+    pub(crate) limit_bytes: u64,
+    /// Bytes that they keep now.
+    pub(crate) used_bytes: u64,
+    /// Percent of the limit from which on there is a warning.
+    pub(crate) high_water_percent: u8,
+    /// Bytes by which the limit grows where it is reached; 0: not at all.
+    pub(crate) growth_bytes: u64,
+    /// How far the limit grows.
+    pub(crate) most_bytes: u64,
+    pub(crate) backups: u32,
+    pub(crate) created_unix_ns: i64,
+}
+
 /// A container as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,5 +1,5 @@
 //! Sealing, and damage that is found, on a container that nobody holds.
-// req: R13, R18; rules: TAG-5, TAG-7 to TAG-10, JOB-32, CHK-62
+// req: R13, R18; rules: TAG-5, TAG-7 to TAG-10, BAK-27, JOB-32, CHK-62
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -58,6 +58,9 @@ fn what_was_imported_is_sealed_and_damage_is_neither_exported_nor_copied() {
         assert!(text.contains(part), "{part}: {text}");
     }
     let message = pit.fails(&["export", "disks.pit", "ci", "out.raw"]);
+    assert!(message.contains(&format!("block {number} ")) && message.contains("TAG-5"), "{message}");
+    assert!(!pit.path("out.raw").exists());
+    let message = pit.fails(&["backup", "disks.pit", "ci", "out.raw"]);
     assert!(message.contains(&format!("block {number} ")) && message.contains("TAG-5"), "{message}");
     assert!(!pit.path("out.raw").exists());
     let message = pit.fails(&["hydrate", "disks.pit", "ci"]);

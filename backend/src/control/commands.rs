@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Args;
+use super::caches;
 use super::hub::Hub;
 use super::jobs;
 use super::protocol::{ErrorClass, Failure, Request, version};
@@ -58,7 +59,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 33] = [
+const COMMANDS: [(&str, Handler); 38] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -72,10 +73,15 @@ const COMMANDS: [(&str, Handler); 33] = [
     ("query-version", query_version),
     ("quit", quit),
     ("transaction", transaction),
+    ("x-pitstop-backup", jobs::backup),
+    ("x-pitstop-cache-create", caches::create),
+    ("x-pitstop-cache-delete", caches::delete),
+    ("x-pitstop-cache-resize", caches::resize),
     ("x-pitstop-check", check),
     ("x-pitstop-diff", diff),
     ("x-pitstop-job-set-speed", jobs::set_speed),
     ("x-pitstop-map", map),
+    ("x-pitstop-query-caches", caches::query),
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
     ("x-pitstop-query-volumes", query_volumes),
@@ -458,7 +464,7 @@ pub(super) fn nothing() -> Done {
     Done::Return(json!({}))
 }
 
-fn to_value<T: Serialize>(value: &T) -> Result<Value, Failure> {
+pub(super) fn to_value<T: Serialize>(value: &T) -> Result<Value, Failure> {
     serde_json::to_value(value).map_err(|error| Failure::generic(format!("cannot print the result: {error}")))
 }
 

@@ -5,9 +5,9 @@
 use serde_json::{Value, json};
 
 use super::args::Args;
-use super::commands::{Context, Done, nothing, of_container};
+use super::commands::{Context, Done, as_typed, nothing, of_container};
 use super::protocol::Failure;
-use crate::jobs::{Dismissal, JobError, JobStatus, Jobs};
+use crate::jobs::{BackupOrder, Dismissal, JobError, JobStatus, Jobs, Reading};
 
 /// The job object (CTL-80).
 fn object(job: JobStatus) -> Value {
@@ -73,9 +73,8 @@ pub(super) fn set_speed(context: &Context, mut args: Args) -> Result<Done, Failu
 pub(super) fn hydrate(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let speed = args.optional_u64("speed")?.unwrap_or(0);
-    let auto_dismiss = args.optional_bool("auto-dismiss")?.unwrap_or(true);
+    let dismissal = dismissal(&mut args)?;
     args.finish()?;
-    let dismissal = if auto_dismiss { Dismissal::Auto } else { Dismissal::ByOrder };
     let job = context.target().jobs().hydrate(&name, speed, dismissal).map_err(of_container)?;
     Ok(Done::Return(json!({"job": job.map(object)})))
 }
@@ -84,11 +83,39 @@ pub(super) fn hydrate(context: &Context, mut args: Args) -> Result<Done, Failure
 pub(super) fn seal(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
     let speed = args.optional_u64("speed")?.unwrap_or(0);
-    let auto_dismiss = args.optional_bool("auto-dismiss")?.unwrap_or(true);
+    let dismissal = dismissal(&mut args)?;
     args.finish()?;
-    let dismissal = if auto_dismiss { Dismissal::Auto } else { Dismissal::ByOrder };
     let job = context.target().jobs().seal(&name, speed, dismissal).map_err(of_container)?;
     Ok(Done::Return(json!({"job": job.map(object)})))
+}
+
+/// Begins a backup (CTL-110).
+pub(super) fn backup(context: &Context, mut args: Args) -> Result<Done, Failure> {
+    let volume = args.string("name")?;
+    let target = args.string("target")?.into();
+    let addendum = args.optional_string("addendum")?;
+    let in_place = args.optional_bool("in-place")?.unwrap_or(false);
+    let since = args.optional_string("since")?;
+    let cache = args.optional_string("cache")?;
+    let overwrite = args.optional_bool("overwrite")?.unwrap_or(false);
+    let speed = args.optional_u64("speed")?.unwrap_or(0);
+    let dismissal = dismissal(&mut args)?;
+    args.finish()?;
+    let reading = match (addendum, in_place, since) {
+        (None, false, None) => Reading::Instant,
+        (Some(file), false, None) => Reading::LiveWithAddendum(file.into()),
+        (None, true, None) => Reading::LiveInPlace,
+        (None, false, Some(copy)) => Reading::Since(copy),
+        _ => return Err(Failure::generic("Of 'addendum', 'in-place' and 'since' only one can be given")),
+    };
+    let order = BackupOrder { volume, target, reading, cache, overwrite, speed };
+    let job = context.target().backup(&order, dismissal).map_err(as_typed)?;
+    Ok(Done::Return(json!({"job": job.map(object)})))
+}
+
+fn dismissal(args: &mut Args) -> Result<Dismissal, Failure> {
+    let auto_dismiss = args.optional_bool("auto-dismiss")?.unwrap_or(true);
+    Ok(if auto_dismiss { Dismissal::Auto } else { Dismissal::ByOrder })
 }
 
 fn done(result: Result<(), JobError>) -> Result<Done, Failure> {

@@ -7,6 +7,7 @@
 //! what is held for a client is bounded. It does not know vhost-user, nor what the daemon's rules are.
 
 mod args;
+mod caches;
 mod commands;
 mod hub;
 mod jobs;

@@ -221,6 +221,10 @@ impl Forwarder {
             Event::ContainerFailed { reason } => {
                 self.hub.broadcast("X_PITSTOP_CONTAINER_FAILED", json!({"reason": reason}));
             }
+            Event::CacheWarning { name, used_bytes, limit_bytes } => {
+                let data = json!({"name": name, "used-bytes": used_bytes, "limit-bytes": limit_bytes});
+                self.hub.broadcast("X_PITSTOP_CACHE_WARNING", data);
+            }
             Event::SpaceWarning { mark, space } => {
                 let (percent, bytes) = (space.used_percent, space.available_bytes);
                 let data = json!({"mark": mark, "used-percent": percent, "available-bytes": bytes});

@@ -5,11 +5,11 @@
 
 use std::sync::mpsc::Receiver;
 
-use pitstop_format::{Container, Durability, NewCopy, ViewEnd, VolumeChange, VolumeInfo};
+use pitstop_format::{CacheInfo, CacheOptions, Container, Durability, NewCopy, ViewEnd, VolumeChange, VolumeInfo};
 
 use crate::config::ExportConfig;
 use crate::daemon::{Daemon, DaemonError, Event, ExportStatus, WhenConnected};
-use crate::jobs::Jobs;
+use crate::jobs::{BackupError, BackupOrder, Dismissal, JobStatus, Jobs};
 
 /// Why the daemon refused an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,14 @@ pub(crate) trait Target: Send + Sync {
     fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo>;
     /// Ends the write-through view `name`.
     fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo>;
+    /// Begins a backup; when this returns, its instant is fixed. `None` if it has ended by then.
+    fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>>;
+    /// Makes a cache region.
+    fn create_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo>;
+    /// Changes a cache region.
+    fn resize_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo>;
+    /// Deletes a cache region.
+    fn delete_cache(&self, name: &str) -> Result<()>;
     /// Asks the daemon to end; returns at once, and [`Event::Shutdown`] goes to the subscribers.
     fn request_shutdown(&self);
     /// Every event from now on.
@@ -83,10 +91,22 @@ impl From<DaemonError> for Refusal {
     fn from(error: DaemonError) -> Self {
         let not_found = matches!(
             error,
-            DaemonError::NoSuchExport { .. } | DaemonError::Format(pitstop_format::Error::NoSuchVolume { .. })
+            DaemonError::NoSuchExport { .. }
+                | DaemonError::Format(
+                    pitstop_format::Error::NoSuchVolume { .. } | pitstop_format::Error::NoSuchCache { .. }
+                )
         );
         let kind = if not_found { RefusalKind::NotFound } else { RefusalKind::Other };
         Refusal { kind, text: error.to_string() }
+    }
+}
+
+impl From<BackupError> for Refusal {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Format(error) => DaemonError::from(error).into(),
+            BackupError::Target(text) => Refusal { kind: RefusalKind::Other, text },
+        }
     }
 }
 
@@ -153,6 +173,22 @@ impl Target for Daemon {
 
     fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo> {
         Ok(self.end_view(name, end, when_connected)?)
+    }
+
+    fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>> {
+        self.jobs().backup(order, dismissal).map_err(Refusal::from)
+    }
+
+    fn create_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
+        Ok(self.container().create_cache(name, options).map_err(DaemonError::from)?)
+    }
+
+    fn resize_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
+        Ok(self.container().resize_cache(name, options).map_err(DaemonError::from)?)
+    }
+
+    fn delete_cache(&self, name: &str) -> Result<()> {
+        Ok(self.container().delete_cache(name).map_err(DaemonError::from)?)
     }
 
     fn request_shutdown(&self) {

@@ -5,12 +5,14 @@
 //! order to a job waits for its step under way, so nothing is moved after the reply to `job-pause` (JOB-3); what must
 //! outlive the daemon is durable before the order is carried out (JOB-2). Does not: decide what a volume is.
 
+mod backup;
 mod hydrate;
 mod maintenance;
 mod pace;
 mod seal;
 mod state;
 mod status;
+mod target;
 mod turns;
 mod work;
 
@@ -24,6 +26,7 @@ use crate::events::Events;
 use pace::{Limit, Rate};
 use status::upkeep;
 
+pub(crate) use backup::{BackupError, BackupOrder, Reading};
 pub(crate) use maintenance::Maintenance;
 pub(crate) use pace::{Activity, QueueActivity};
 pub(crate) use state::{JobState, Verb};
@@ -227,6 +230,18 @@ impl Jobs {
         drop(self.lock_as_it_is());
     }
 
+    /// Gives up what cannot go on with the next daemon. No step is under way any more.
+    pub(crate) fn end(&self) {
+        let mut list = self.lock();
+        for job in list.jobs.iter_mut().filter(|job| !job.is_over()) {
+            if job.work.end() {
+                log::error!("job {} is given up: the daemon ends", job.id);
+                self.conclude(job, Err("the daemon has ended".to_owned()));
+            }
+        }
+        self.forget(&mut list);
+    }
+
     /// Carries out an order: waits for the step under way, makes it durable by `keep`, and lets it count by `apply`.
     fn order(
         &self,
@@ -383,6 +398,11 @@ impl List {
 }
 
 impl Job {
+    /// Whether a step has to be made that gives it up (JOB-26).
+    fn must_end(&self) -> bool {
+        !self.is_over() && !self.held && self.work.must_end()
+    }
+
     fn is_over(&self) -> bool {
         matches!(self.state, JobState::Concluded | JobState::Null)
     }

@@ -13,7 +13,7 @@ use super::pace::{Activity, Share};
 use super::work::{Step, Wait};
 use super::{Job, JobState, Jobs, List, VOID, Work};
 
-/// How often jobs are looked at that make no step.
+/// How often jobs are looked at that make no step, and whether one must end.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// How long the thread sleeps if there is no job; the first wakes it, but a sealing that a freeze has begun is looked for.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
@@ -75,8 +75,8 @@ impl Jobs {
         let mut list = self.lock();
         while !list.stopping {
             let now = Instant::now();
-            if now < rest_until {
-                list = self.sleep(list, rest_until - now);
+            if now < rest_until && !list.jobs.iter().any(Job::must_end) {
+                list = self.sleep(list, (rest_until - now).min(LOOK_PERIOD));
                 continue;
             }
             // Also while other jobs leave no pause.
@@ -130,6 +130,12 @@ impl Jobs {
                 self.conclude(job, Ok(()));
             }
             Step::Void => self.conclude(job, Err(VOID.to_owned())),
+            Step::GivenUp(reason) => {
+                log::error!("job {} is given up: {reason}", job.id);
+                self.conclude(job, Err(reason));
+            }
+            // It was only to see whether it must end.
+            Step::Failed(_) if job.state == JobState::Paused => {}
             Step::Failed(reason) => {
                 log::error!("job {} pauses: {reason}; resume it when that is mended", job.id);
                 job.error = Some(reason);
@@ -151,7 +157,15 @@ impl List {
     fn next_turn(&mut self, now: Instant, budget: impl FnOnce() -> u64) -> Result<Turn, Duration> {
         let mut first: Option<Instant> = None;
         let mut next: Option<&mut Job> = None;
-        for job in self.jobs.iter_mut().filter(|job| job.state == JobState::Running && !job.held) {
+        let mut must_end = false;
+        for job in self.jobs.iter_mut().filter(|job| !job.is_over() && !job.held) {
+            if job.must_end() {
+                (next, must_end) = (Some(job), true);
+                break;
+            }
+            if job.state != JobState::Running {
+                continue;
+            }
             let ready_at = job.blocked_until.map_or(job.limit.ready_at(), |until| until.max(job.limit.ready_at()));
             if ready_at > now {
                 first = Some(first.map_or(ready_at, |first| first.min(ready_at)));
@@ -165,6 +179,8 @@ impl List {
         };
         job.stepping = true;
         job.blocked_until = None;
-        Ok(Turn { number: job.number, work: Arc::clone(&job.work), budget_bytes: job.limit.budget(budget()) })
+        // A step that moves nothing: the job may be paused.
+        let budget_bytes = if must_end { 0 } else { job.limit.budget(budget()) };
+        Ok(Turn { number: job.number, work: Arc::clone(&job.work), budget_bytes })
     }
 }

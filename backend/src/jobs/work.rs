@@ -16,6 +16,8 @@ pub(crate) enum JobKind {
     Merge,
     /// Slabs that nobody uses any more are freed.
     Reclaim,
+    /// What a volume holds at one instant is copied to a file.
+    Backup,
 }
 
 impl JobKind {
@@ -26,6 +28,7 @@ impl JobKind {
             Self::Seal => "seal",
             Self::Merge => "merge",
             Self::Reclaim => "reclaim",
+            Self::Backup => "backup",
         }
     }
 }
@@ -56,6 +59,8 @@ pub(crate) enum Step {
     Void,
     /// It failed, for this reason, and can be tried again.
     Failed(String),
+    /// It was given up, for this reason: nothing of it is left.
+    GivenUp(String),
 }
 
 /// What a step waits for.
@@ -88,4 +93,13 @@ pub(crate) trait Work: Send + Sync {
     fn keep(&self, settings: Settings) -> Result<(), String>;
     /// Gives the work up, durably; what it has moved may be given up too. Error: the text for who gave the order.
     fn cancel(&self) -> Result<(), String>;
+    /// Whether a step should be made even if the job is paused, or its speed does not allow one yet: it will give the
+    /// work up. Cheap.
+    fn must_end(&self) -> bool {
+        false
+    }
+    /// The daemon ends. What cannot go on with the next one is given up, as by [`Work::cancel`]; true if it was.
+    fn end(&self) -> bool {
+        false
+    }
 }

@@ -7,19 +7,21 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::copies::wrong_copies;
 use super::finding::{
-    COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, RELATION, SECOND_RELATION, UNREACHED_LAYER, VIEW,
+    COPY, CheckReport, HEAD, ID, NAME, OWNER, PARENT, PARENT_LIMIT, REGION, RELATION, SECOND_RELATION, UNREACHED_LAYER,
+    VIEW,
 };
 use super::metadata::Metadata;
 use super::relations::wrong_relations;
 use super::views::wrong_views;
 use crate::error::Place;
-use crate::layout::slot::{Durability, LayerKind, LayerRecord, RelationRecord, Slot, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, RegionRecord, RelationRecord, Slot, VolumeRecord};
 use crate::units::{LayerId, MAX_NEXT_ID, SlotNo, VolumeId};
 
 /// The objects of the catalog, by id.
 #[derive(Debug, Default)]
 pub(super) struct Catalog<'a> {
     volumes: Vec<(SlotNo, &'a VolumeRecord)>,
+    regions: Vec<(SlotNo, &'a RegionRecord)>,
     pub(super) layers: BTreeMap<LayerId, (SlotNo, &'a LayerRecord)>,
     relations: Vec<(SlotNo, &'a RelationRecord)>,
     /// Frozen layers that neither a volume nor a relation reaches.
@@ -39,9 +41,11 @@ impl<'a> Catalog<'a> {
     pub(super) fn check(metadata: &'a Metadata, report: &mut CheckReport) -> Self {
         let mut catalog = Self::default();
         catalog.collect(metadata, report);
-        report.volumes = catalog.volumes.len() as u64;
+        // Backups' instants are nobody's volumes (BAK-2).
+        report.volumes = catalog.volumes.iter().filter(|(_, volume)| volume.instant.is_none()).count() as u64;
         report.layers = catalog.layers.len() as u64;
         catalog.check_volumes(report);
+        catalog.check_regions(report);
         catalog.check_parents(report);
         catalog.check_copies(metadata.blind, report);
         catalog.check_relations(next_id(metadata), report);
@@ -77,6 +81,10 @@ impl<'a> Catalog<'a> {
                     self.layers.entry(record.id).or_insert((number, record));
                     record.id.0
                 }
+                Some(Slot::Region(record)) => {
+                    self.regions.push((number, record));
+                    record.id.0
+                }
                 Some(Slot::Relation(record)) => {
                     self.relations.push((number, record));
                     continue;
@@ -97,7 +105,7 @@ impl<'a> Catalog<'a> {
         let mut names = HashSet::new();
         let mut heads = HashSet::new();
         for &(number, volume) in &self.volumes {
-            if !names.insert(&volume.name) {
+            if volume.instant.is_none() && !names.insert(&volume.name) {
                 report.add(NAME, place(number), format!("a second volume named '{}'", volume.name), "CAT-4");
             }
             let complaint = match self.layers.get(&volume.head) {
@@ -123,6 +131,16 @@ impl<'a> Catalog<'a> {
             if let Some(owner) = layer.owner.filter(|owner| layer.kind != LayerKind::Doomed && !ids.contains(owner)) {
                 let message = format!("layer {id} is owned by volume {owner}, which does not exist");
                 report.add(OWNER, place(*number), message, "LAY-5");
+            }
+        }
+    }
+
+    fn check_regions(&self, report: &mut CheckReport) {
+        let mut names = HashSet::new();
+        for &(number, region) in &self.regions {
+            if !names.insert(&region.name) {
+                let message = format!("a second cache region named '{}'", region.name);
+                report.add(REGION, place(number), message, "CAT-16");
             }
         }
     }

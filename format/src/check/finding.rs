@@ -171,6 +171,7 @@ kinds! {
     COPY "CHK-33" Corruption;
     RELATION "CHK-40" Corruption;
     SECOND_RELATION "CHK-41" Corruption;
+    REGION "CHK-50" Corruption;
     TAG_RECORD "CHK-60" Corruption;
     TAG_SLAB "CHK-61" Corruption;
     DATA "CHK-62" Corruption;

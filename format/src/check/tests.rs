@@ -14,10 +14,12 @@ use crate::layout::checksum;
 use crate::layout::descriptor::{self, Descriptor};
 use crate::layout::entry::{self, RawEntry};
 use crate::layout::record::{self, Item};
-use crate::layout::slot::{self, LayerKind, LayerRecord, Pace, Pair, RelationRecord, Slot, VolumeRecord};
+use crate::layout::slot::{
+    self, InstantRecord, LayerKind, LayerRecord, Pace, Pair, RegionRecord, RelationRecord, Slot, VolumeRecord,
+};
 use crate::layout::superblock::{self, OFFSETS, Superblock};
 use crate::testing::SimDisk;
-use crate::units::{ChunkNo, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, SlotNo, VolumeId};
+use crate::units::{ChunkNo, LayerId, PAGE_LEN, RegionId, SLAB_LEN, SlabNo, SlotNo, VolumeId};
 use crate::{Container, CreateOptions, Durability, HydrateEnd, HydrateStep, OpenMode, VolumeChange, VolumeIo};
 
 mod repair;
@@ -436,7 +438,7 @@ fn chk_6_unknown_durability_and_flags_of_a_volume() {
         (slot::volume::FLAGS, 2, true),
         (slot::volume::FLAGS, 4, false),
         (slot::volume::FLAGS, 8, true),
-        (slot::volume::FLAGS, 32, false),
+        (slot::volume::FLAGS, 64, false),
         (slot::volume::VERIFY, 1, true),
         (slot::volume::VERIFY, 2, true),
         (slot::volume::VERIFY, 3, false),
@@ -731,6 +733,59 @@ fn chk_33_a_copy_layer_that_nobody_can_fill() {
     fixture.edit_layer((at, head), |record| record.parent = Some(id));
     assert_eq!(refused(&fixture), "LAY-40");
     fixture.expect(&["CHK-33"]);
+}
+
+fn region(id: u64, name: &str) -> RegionRecord {
+    let (limit, growth, most, high_water) = (1 << 20, 0, 1 << 20, 80);
+    RegionRecord { id: RegionId(id), name: name.to_owned(), limit, growth, most, high_water, created_ns: 0 }
+}
+
+#[test]
+fn chk_50_two_cache_regions_of_one_name() {
+    let fixture = Fixture::closed();
+    let Slot::Container(mut record) = fixture.slot(SlotNo(0)) else {
+        panic!("no container record");
+    };
+    record.next_id += 100;
+    let next = record.next_id;
+    fixture.put_slot(SlotNo(0), &Slot::Container(record));
+    fixture.put_slot(fixture.free_slot(), &Slot::Region(region(next - 1, "nightly")));
+    fixture.expect(&[]);
+    fixture.put_slot(fixture.free_slot(), &Slot::Region(region(next - 2, "nightly")));
+    assert_eq!(refused(&fixture), "CAT-16");
+    fixture.expect(&["CHK-50"]);
+    // One id for two is no better than with volumes.
+    let fixture = Fixture::closed();
+    let id = fixture.volume("ci").1.id;
+    fixture.put_slot(fixture.free_slot(), &Slot::Region(region(id.0, "nightly")));
+    fixture.expect(&["CHK-8"]);
+}
+
+// rules: CAT-15, CAT-16
+#[test]
+fn regions_and_instants_that_cannot_be_are_refused() {
+    let (uuid, number) = (Uuid::from_u128(7), SlotNo(3));
+    let rule_of = |slot: &Slot| Slot::decode(&slot.encode(uuid, number)[..], uuid, number).map_err(|bad| bad.rule);
+    let whole = region(1, "nightly");
+    assert_eq!(rule_of(&Slot::Region(whole.clone())), Ok(Slot::Region(whole.clone())));
+    for bad in [
+        RegionRecord { name: String::new(), ..whole.clone() },
+        RegionRecord { name: ".n".to_owned(), ..whole.clone() },
+        RegionRecord { limit: 0, ..whole.clone() },
+        RegionRecord { limit: 2 << 20, ..whole.clone() },
+        RegionRecord { most: 1 << 61, ..whole.clone() },
+        RegionRecord { growth: 1 << 61, ..whole.clone() },
+        RegionRecord { high_water: 0, ..whole.clone() },
+        RegionRecord { high_water: 101, ..whole },
+    ] {
+        assert_eq!(rule_of(&Slot::Region(bad.clone())), Err("CAT-16"), "{bad:?}");
+    }
+    let ci = Fixture::closed().volume("ci").1;
+    let instant = Some(InstantRecord { region: Some(RegionId(9)) });
+    let nameless = Slot::Volume(VolumeRecord { name: String::new(), instant, ..ci.clone() });
+    assert_eq!(rule_of(&nameless), Ok(nameless));
+    assert_eq!(rule_of(&Slot::Volume(VolumeRecord { instant, ..ci.clone() })), Err("CAT-15"));
+    assert_eq!(rule_of(&Slot::Volume(VolumeRecord { name: String::new(), ..ci })), Err("CAT-4"));
 }
 
 // rule: LAY-70 — each of the ways; a whole view is none.

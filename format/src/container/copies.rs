@@ -14,7 +14,7 @@ use super::state::State;
 use super::{Container, Signal, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::{Durability, LayerKind, OriginRecord, Verify, VolumeRecord};
+use crate::layout::slot::{Durability, InstantRecord, LayerKind, OriginRecord, Verify, VolumeRecord};
 use crate::units::{LayerId, VolumeId};
 use crate::volume::{Volume, VolumeCore, Writers};
 
@@ -48,6 +48,8 @@ struct Frozen {
 enum CopyTarget {
     New(String),
     Existing(String),
+    /// A backup's instant, which has no name.
+    Instant(InstantRecord),
 }
 
 impl PendingCopy {
@@ -74,6 +76,10 @@ impl PendingCopy {
         ids.into_iter().map(|id| self.container.volume_info(id)).collect()
     }
 
+    pub(super) fn container(&self) -> &Container {
+        &self.container
+    }
+
     fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
         self.copies.iter().filter_map(|copy| copy.layer.as_ref())
     }
@@ -91,7 +97,8 @@ impl PendingCopy {
             Ok(slots)
         })?;
         let publish = |copy: &Frozen| match &copy.target {
-            CopyTarget::New(name) => copy.publish_new(&mut state, name, signal),
+            CopyTarget::New(name) => copy.publish_new(&mut state, name, None, signal),
+            CopyTarget::Instant(instant) => copy.publish_new(&mut state, "", Some(*instant), signal),
             CopyTarget::Existing(name) => copy.publish_over(&mut state, name, signal),
         };
         Ok(self.copies.iter().map(publish).collect())
@@ -102,7 +109,7 @@ impl CopyTarget {
     /// Catalog slots that it takes: a head's, and a new volume's.
     fn slots(&self) -> usize {
         match self {
-            Self::New(_) => 2,
+            Self::New(_) | Self::Instant(_) => 2,
             Self::Existing(_) => 1,
         }
     }
@@ -111,6 +118,7 @@ impl CopyTarget {
     fn check(&self, state: &State) -> Result<usize> {
         match self {
             Self::New(name) => state.check_new_name(name).map(|()| 0),
+            Self::Instant(_) => Ok(0),
             Self::Existing(name) => {
                 let id = state.volume_id(name)?;
                 state.check_no_view(id)?;
@@ -131,7 +139,13 @@ impl Frozen {
         Ok(())
     }
 
-    fn publish_new(&self, state: &mut State, name: &str, signal: &Arc<Signal>) -> VolumeId {
+    fn publish_new(
+        &self,
+        state: &mut State,
+        name: &str,
+        instant: Option<InstantRecord>,
+        signal: &Arc<Signal>,
+    ) -> VolumeId {
         let head = add_head(state, self.layer.clone(), self.size);
         let id = VolumeId(state.next_id());
         let record = VolumeRecord {
@@ -147,6 +161,7 @@ impl Frozen {
             verify: Verify::Off,
             sealing: None,
             split: false,
+            instant,
             is_view: false,
         };
         let core = Arc::new(VolumeCore::new(&record, Writers::new(head, signal.clone())));
@@ -172,6 +187,7 @@ impl Frozen {
         });
         let core = state.volumes[&id].clone();
         core.switch(Writers::new(head, signal.clone()));
+        core.note_refresh();
         core.touch(state);
         state.let_go(old, id);
         state.has_been_refreshed(id);
@@ -294,6 +310,11 @@ impl Container {
             return Err(Error::SameVolume { name: source.to_owned() });
         }
         self.begin_copies(&[source], vec![CopyTarget::Existing(target.to_owned())])
+    }
+
+    /// Begins to make an instant of volume `source` (BAK-1): a copy that no command can name. The caller holds `control`.
+    pub(super) fn begin_instant(&self, source: &str, instant: InstantRecord) -> Result<PendingCopy> {
+        self.begin_copies(&[source], vec![CopyTarget::Instant(instant)])
     }
 
     /// Freezes the sources at one instant: the engine lock is held until all heads are switched, and nobody plans a

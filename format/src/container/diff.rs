@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::Container;
 use super::maps::{Content, List, Listing, Looks, Side, Spot, Spots, placed, same_until};
 use super::relations::Common;
+use super::state::State;
 use crate::error::Result;
-use crate::units::{BlockMask, ChunkNo, LayerId};
+use crate::units::{BlockMask, ChunkNo, LayerId, VolumeId};
 
 /// Which of two volumes has a block that the other does not share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -99,13 +100,27 @@ impl Container {
         listing: Listing,
         given_up: &AtomicBool,
     ) -> Result<DiffStep> {
-        {
-            let state = self.shared.lock();
-            [a, b].into_iter().try_for_each(|name| state.defined_volume_id(name).map(drop))?;
-        }
+        self.diff_found(
+            |state| Ok([state.defined_volume_id(a)?, state.defined_volume_id(b)?]),
+            start,
+            listing,
+            Zeros::Alike,
+            given_up,
+        )
+    }
+
+    /// The difference of the two volumes that `find` finds.
+    pub(super) fn diff_found(
+        &self,
+        find: impl Fn(&State) -> Result<[VolumeId; 2]>,
+        start: u64,
+        listing: Listing,
+        zeros: Zeros,
+        given_up: &AtomicBool,
+    ) -> Result<DiffStep> {
         loop {
-            let (sides, common) = self.sides(a, b)?;
-            let same = Same::new(&sides, common);
+            let (sides, common) = self.sides(&find)?;
+            let same = Same::new(&sides, common, zeros);
             if let Some(step) = self.diff_step(&sides, &same, start, listing, Looks::new(given_up))? {
                 return Ok(step);
             }
@@ -171,20 +186,32 @@ impl Container {
     }
 }
 
-/// Where data is the same in both volumes, because a hydration has copied it (REL-2).
+/// Whether zeros are the same wherever they are found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// They are: what is compared is what the volumes show.
+    #[default]
+    Alike,
+    /// Not if one of the layers is not the other's, too: something may have been there in between (BAK-6).
+    ByLayer,
+}
+
+/// Where both volumes show the same: where data is, because a hydration has copied it (REL-2), and where zeros are.
 #[derive(Default)]
 struct Same {
     secondary: usize,
     copy: Option<LayerId>,
     /// The layer that was copied from, and those below it.
     bases: HashSet<LayerId>,
+    zeros: Zeros,
 }
 
 impl Same {
-    fn new(sides: &[Side; 2], common: Option<Common>) -> Self {
-        common.map_or_else(Self::default, |Common { secondary, copy, base }| {
+    fn new(sides: &[Side; 2], common: Option<Common>, zeros: Zeros) -> Self {
+        let none = Self { zeros, ..Self::default() };
+        common.map_or(none, |Common { secondary, copy, base }| {
             let bases = sides[1 - secondary].chain_below(base);
-            Self { secondary, copy: Some(copy), bases }
+            Self { secondary, copy: Some(copy), bases, zeros }
         })
     }
 
@@ -215,7 +242,12 @@ fn difference([a, b]: &[Side; 2], same: &Same, of_a: &Spot, of_b: &Spot) -> Opti
     let is_shared = |layer| a.has(layer) && b.has(layer);
     let (shared_a, shared_b) = (of_a.layer.is_some_and(is_shared), of_b.layer.is_some_and(is_shared));
     // Two layers that both have are one in the middle of a merge.
-    if (shared_a && shared_b) || of_a.content == of_b.content && of_a.content != Content::Data {
+    if shared_a && shared_b {
+        return None;
+    }
+    let is_one_apart = (of_a.layer.is_some() && !shared_a) || (of_b.layer.is_some() && !shared_b);
+    let are_zeros = of_a.content == of_b.content && of_a.content != Content::Data;
+    if are_zeros && !(same.zeros == Zeros::ByLayer && is_one_apart) {
         return None;
     }
     let changed_in = match (of_a.layer.is_some() && !shared_a, of_b.layer.is_some() && !shared_b) {

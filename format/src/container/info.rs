@@ -195,7 +195,7 @@ impl State {
     /// The volumes that alone stand on layers, by layer: each layer is passed once at most.
     fn sole_users(&self) -> HashMap<LayerId, VolumeId> {
         let mut users = HashMap::new();
-        for (&head, &volume) in &self.heads {
+        for (&head, &volume) in self.heads.iter().filter(|(_, volume)| !self.instants.contains(*volume)) {
             let mut next = Some(head);
             while let Some(layer) = next {
                 users.insert(layer, volume);
@@ -272,7 +272,7 @@ impl Container {
             allocated_bytes: (slabs - free) * SLAB_LEN,
             free_bytes: free * SLAB_LEN,
             journal_len_bytes: state.ring.len,
-            volume_count: state.volumes.len() as u64,
+            volume_count: state.names.len() as u64,
             layer_count: state.layers.len() as u64,
             generation: state.superblock.generation,
             created_unix_ns: state.superblock.created_ns,
@@ -339,7 +339,7 @@ impl Container {
                     allocated_bytes: state.slabs_of(record.id) * SLAB_LEN,
                     children: state.child_count(record.id) as u32,
                 }),
-                Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) => None,
+                Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) | Slot::Region(_) => None,
             })
             .collect();
         layers.sort_by_key(|layer| layer.id);

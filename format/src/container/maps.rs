@@ -162,10 +162,14 @@ pub(super) type Spots = SmallVec<[(BlockMask, Spot); 8]>;
 impl Side {
     /// A volume with an empty chain: [`Container::find_chains`] is next.
     fn new(state: &State, name: &str) -> Result<Self> {
-        let id = state.volume_id(name)?;
+        Ok(Self::of(state, state.volume_id(name)?))
+    }
+
+    /// As [`Side::new`], of a volume that is there.
+    pub(super) fn of(state: &State, id: VolumeId) -> Self {
         let core = state.volumes[&id].clone();
         let head = core.head();
-        Ok(Self { id, core, head, chain: HashMap::new(), hydrating: false })
+        Self { id, core, head, chain: HashMap::new(), hydrating: false }
     }
 
     /// Whether the volume still has the head of the step's beginning.
@@ -261,12 +265,11 @@ impl Container {
     }
 
     /// Two volumes, with their heads and what they have in common, of one instant.
-    pub(super) fn sides(&self, a: &str, b: &str) -> Result<([Side; 2], Option<Common>)> {
+    pub(super) fn sides(&self, find: impl Fn(&State) -> Result<[VolumeId; 2]>) -> Result<([Side; 2], Option<Common>)> {
         let (mut sides, common) = {
             let state = self.shared.lock();
-            let sides = [Side::new(&state, a)?, Side::new(&state, b)?];
-            let common = state.common(sides.each_ref().map(|side| side.id));
-            (sides, common)
+            let ids = find(&state)?;
+            (ids.map(|id| Side::of(&state, id)), state.common(ids))
         };
         self.find_chains(&mut sides);
         Ok((sides, common))

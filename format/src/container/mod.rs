@@ -6,6 +6,8 @@
 
 mod adopt;
 mod background;
+mod backup;
+mod cache;
 mod chain;
 mod checkpoint;
 mod copies;
@@ -41,6 +43,8 @@ use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use background::{BackgroundKind, BackgroundWork};
+pub use backup::{Backup, BackupUse, PendingBackup};
+pub use cache::{CacheInfo, CacheOptions};
 pub use copies::{NewCopy, PendingCopy};
 pub use create::CreateOptions;
 pub use diff::{ChangedIn, DiffCounts, DiffRange, DiffStep};

@@ -67,7 +67,7 @@ fn build_layers(slots: &[Slot], views: &HashMap<LayerId, LayerId>) -> Result<Has
         .zip(0u32..)
         .filter_map(|(slot, number)| match slot {
             Slot::Layer(record) => Some((record.id, (record, number))),
-            Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) => None,
+            Slot::Free | Slot::Container(_) | Slot::Volume(_) | Slot::Relation(_) | Slot::Region(_) => None,
         })
         .collect();
     let bad = |number: u32, rule, found: String, expected: &str| -> Error {
@@ -201,7 +201,7 @@ fn build_volumes(
         if head.size != record.size {
             return Err(bad("LAY-3", format!("head of {} bytes", head.size), "the volume's size"));
         }
-        if !names.insert(&record.name) {
+        if record.instant.is_none() && !names.insert(&record.name) {
             return Err(bad("CAT-4", format!("name '{}' twice", record.name), "unique names"));
         }
         let writers = match in_views.remove(&record.head) {
@@ -211,6 +211,15 @@ fn build_volumes(
         let core = Arc::new(VolumeCore::new(record, writers));
         if volumes.insert(record.id, core).is_some() {
             return Err(bad("LAY-1", format!("volume id {} twice", record.id), "unique ids"));
+        }
+    }
+    let mut regions = HashSet::new();
+    for (slot, number) in slots.iter().zip(0u32..) {
+        if let Slot::Region(record) = slot
+            && !regions.insert(&record.name)
+        {
+            let bad = Bad::new("CAT-16", format!("name '{}' twice", record.name), "unique names");
+            return Err(bad.at("cache region", Place::Slot(number)).into());
         }
     }
     if let Some(orphan) = heads.keys().find(|id| !used.contains(id)) {
@@ -393,6 +402,7 @@ impl Container {
         let container = Container { shared: Arc::new(Shared::new(disk, mode, state, signal)) };
         if mode == OpenMode::ReadWrite {
             container.take_over()?;
+            container.release_instants()?;
         }
         if unclean {
             container.mark_undefined()?;

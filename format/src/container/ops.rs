@@ -207,6 +207,7 @@ impl Container {
                 verify: Verify::Off,
                 sealing: None,
                 split: false,
+                instant: None,
                 is_view: false,
             };
             let core = Arc::new(VolumeCore::new(&record, Writers::new(head, self.shared.signal.clone())));
@@ -223,13 +224,18 @@ impl Container {
     pub fn delete_volume(&self, name: &str) -> Result<()> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
+        self.delete_found(|state| state.volume_id(name))
+    }
+
+    /// Deletes the volume that `find` finds. The caller holds `control`.
+    pub(super) fn delete_found(&self, find: impl Fn(&State) -> Result<VolumeId>) -> Result<()> {
         {
             let mut state = self.lock_for(|state| {
-                let id = state.volume_id(name)?;
+                let id = find(state)?;
                 state.check_no_view(id)?;
                 Ok(Slots { new: 0, changed: 1 + state.check_let_go(id)? })
             })?;
-            let id = state.volume_id(name)?;
+            let id = find(&state)?;
             let head = state.volume_record(id).head;
             let core = state.volumes[&id].clone();
             core.retire(self.shared.signal.clone());

@@ -379,6 +379,7 @@ impl Recovered {
                 }
                 Slot::Volume(record) => record.id.0,
                 Slot::Layer(record) => record.id.0,
+                Slot::Region(record) => record.id.0,
                 Slot::Relation(record) => {
                     // It names what others are, and volumes that are gone, but none that is to come.
                     let ids = record.volumes.into_iter().flat_map(|pair| [pair.secondary, pair.primary]);

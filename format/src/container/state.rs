@@ -21,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::layer::{Entry, EntryRef, Evicted, InLayer, Layer, Page, PageLoad, Table};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::record::Item;
-use crate::layout::slot::{ContainerRecord, LayerKind, LayerRecord, PER_PAGE, PER_SLAB, Slot, VolumeRecord};
+use crate::layout::slot::{
+    ContainerRecord, LayerKind, LayerRecord, PER_PAGE, PER_SLAB, RegionRecord, Slot, VolumeRecord,
+};
 use crate::layout::superblock::Superblock;
 use crate::units::{BlockMask, ChunkNo, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
 use crate::volume::VolumeCore;
@@ -107,7 +109,12 @@ pub(crate) struct State {
     catalog_slabs: Vec<SlabNo>,
     pub(crate) volume_slots: HashMap<VolumeId, SlotNo>,
     pub(crate) layer_slots: HashMap<LayerId, SlotNo>,
+    /// Volumes by name; backups' instants have none, so that no command reaches them (BAK-2).
     pub(crate) names: BTreeMap<String, VolumeId>,
+    /// Backups' instants.
+    pub(crate) instants: BTreeSet<VolumeId>,
+    /// Cache regions by name.
+    pub(crate) regions: BTreeMap<String, SlotNo>,
     /// The volume of each head.
     pub(crate) heads: HashMap<LayerId, VolumeId>,
     pub(crate) volumes: HashMap<VolumeId, Arc<VolumeCore>>,
@@ -178,6 +185,8 @@ impl State {
             volume_slots: HashMap::new(),
             layer_slots: HashMap::new(),
             names: BTreeMap::new(),
+            instants: BTreeSet::new(),
+            regions: BTreeMap::new(),
             heads: HashMap::new(),
             volumes: opened.volumes,
             layers: opened.layers,
@@ -219,7 +228,10 @@ impl State {
             match slot {
                 Slot::Volume(record) => {
                     state.volume_slots.insert(record.id, SlotNo(index));
-                    state.names.insert(record.name.clone(), record.id);
+                    match record.instant {
+                        None => drop(state.names.insert(record.name.clone(), record.id)),
+                        Some(_) => drop(state.instants.insert(record.id)),
+                    }
                     state.heads.insert(record.head, record.id);
                     if record.sealing.is_some() {
                         state.seals.insert(record.id, Seal::default());
@@ -242,6 +254,9 @@ impl State {
                     state.free_slots.insert(SlotNo(index));
                 }
                 Slot::Relation(record) => state.relations.add(SlotNo(index), record),
+                Slot::Region(record) => {
+                    state.regions.insert(record.name.clone(), SlotNo(index));
+                }
                 Slot::Container(_) => {}
             }
         }
@@ -343,7 +358,10 @@ impl State {
     pub(crate) fn add_volume(&mut self, record: VolumeRecord, core: Arc<VolumeCore>) {
         let slot = self.free_slot();
         self.volume_slots.insert(record.id, slot);
-        self.names.insert(record.name.clone(), record.id);
+        match record.instant {
+            None => drop(self.names.insert(record.name.clone(), record.id)),
+            Some(_) => drop(self.instants.insert(record.id)),
+        }
         self.heads.insert(record.head, record.id);
         self.volumes.insert(record.id, core);
         self.set_slot(slot, Slot::Volume(record));
@@ -352,7 +370,9 @@ impl State {
     pub(crate) fn remove_volume(&mut self, id: VolumeId) {
         self.relations.may_have_ended = true;
         let (name, head) = (self.volume_record(id).name.clone(), self.volume_record(id).head);
-        self.names.remove(&name);
+        if !self.instants.remove(&id) {
+            self.names.remove(&name);
+        }
         self.heads.remove(&head);
         self.volumes.remove(&id);
         self.seals.remove(&id);
@@ -365,6 +385,26 @@ impl State {
         match &self.slots[self.volume_slots[&id].0 as usize] {
             Slot::Volume(record) => record,
             other => unreachable!("slot of volume {id} holds {other:?}"),
+        }
+    }
+
+    /// Adds a cache region, or changes the one of its name.
+    pub(crate) fn set_region(&mut self, record: RegionRecord) {
+        let slot = self.regions.get(&record.name).copied().unwrap_or_else(|| self.free_slot());
+        self.regions.insert(record.name.clone(), slot);
+        self.set_slot(slot, Slot::Region(record));
+    }
+
+    pub(crate) fn remove_region(&mut self, name: &str) {
+        if let Some(slot) = self.regions.remove(name) {
+            self.set_slot(slot, Slot::Free);
+        }
+    }
+
+    pub(crate) fn region_record(&self, name: &str) -> Option<&RegionRecord> {
+        match &self.slots[self.regions.get(name)?.0 as usize] {
+            Slot::Region(record) => Some(record),
+            other => unreachable!("slot of region '{name}' holds {other:?}"),
         }
     }
 

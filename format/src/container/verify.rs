@@ -122,7 +122,7 @@ impl Container {
         let (mut names, mut stack, mut seen) = (Vec::new(), vec![layer], 0);
         while let Some(id) = stack.pop().filter(|_| names.len() < MOST && seen < 1000) {
             seen += 1;
-            if let Some(volume) = state.heads.get(&id) {
+            if let Some(volume) = state.heads.get(&id).filter(|volume| !state.instants.contains(*volume)) {
                 names.push(state.volume_record(*volume).name.clone());
             }
             stack.extend(state.children.get(&id).into_iter().flatten().take(MOST));

@@ -155,6 +155,7 @@ impl Container {
             sealing: None,
             split: false,
             is_view: true,
+            instant: None,
         };
         // Both heads count as written to before anybody reads through them (MAP-17).
         let [upper, lower] = Role::pair(upper, lower, &self.shared.signal);
@@ -163,6 +164,8 @@ impl Container {
             record.seal_more();
         });
         core.switch(upper);
+        // A backup does not follow what both heads have and give away (BAK-7).
+        core.note_refresh();
         core.touch(state);
         let view = Arc::new(VolumeCore::new(&record, lower));
         state.add_volume(record, view);

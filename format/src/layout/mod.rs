@@ -1,8 +1,9 @@
 //! Bytes on disk <-> plain structs.
 //!
-//! Invariant: offsets of structures exist only here, and equal the tables of `spec/container.md` (a test compares them).
+//! Invariant: offsets of structures exist only here, and equal the tables of `spec/` (a test compares them).
 //! Does not: hold policy, perform I/O, or trust a byte it decodes: every decoder checks checksum and own address.
 
+pub(crate) mod addendum;
 pub(crate) mod descriptor;
 pub(crate) mod entry;
 pub(crate) mod record;
@@ -131,13 +132,14 @@ impl Bad {
 mod tests {
     use super::*;
 
-    /// Every structure's fields stand in `spec/container.md` or `spec/journal.md` with the same offset and length.
+    /// Every structure's fields stand in `container.md`, `journal.md` or `backup.md` of `spec/` with the same offset and length.
     #[test]
     fn the_specification_and_the_code_agree_on_offsets() {
         let spec = concat!(
             include_str!("../../../spec/container.md"),
             include_str!("../../../spec/journal.md"),
-            include_str!("../../../spec/tags.md")
+            include_str!("../../../spec/tags.md"),
+            include_str!("../../../spec/backup.md"),
         );
         let structures: &[(&str, usize, &[Field])] = &[
             ("superblock", superblock::LEN, superblock::FIELDS),
@@ -148,6 +150,9 @@ mod tests {
             ("volume slot", slot::volume::LEN, slot::volume::FIELDS),
             ("layer slot", slot::layer::LEN, slot::layer::FIELDS),
             ("relation slot", slot::relation::LEN, slot::relation::FIELDS),
+            ("cache region slot", slot::region::LEN, slot::region::FIELDS),
+            ("addendum header", addendum::header::LEN, addendum::header::FIELDS),
+            ("addendum record", addendum::record::LEN, addendum::record::FIELDS),
             ("record header", record::LEN, record::FIELDS),
             ("tag record", tags::LEN, tags::FIELDS),
         ];

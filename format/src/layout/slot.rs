@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Bad, Field, checksum, on_disk};
-use crate::units::{LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, SlotNo, VolumeId};
+use crate::units::{LayerId, MAX_NAME_LEN, MAX_VOLUME_LEN, MIN_IO_LEN, RegionId, SlotNo, VolumeId};
 
 /// Bytes in a slot.
 pub(crate) const LEN: usize = 512;
 /// Slots in a page.
 pub(crate) const PER_PAGE: u32 = 8;
+/// Largest limit of a cache region, in bytes.
+const MAX_REGION_LEN: u64 = 1 << 60;
 /// Slots in a catalog slab.
 pub(crate) const PER_SLAB: u32 = 512;
 
@@ -49,6 +51,7 @@ pub(crate) mod volume {
         NAME @ 104, 128;
         ORIGIN_NAME @ 232, 128;
         SEAL_SPEED @ 360, 8;
+        REGION @ 376, 8;
         PROPERTIES @ 384, 128;
     }
 }
@@ -82,6 +85,19 @@ pub(crate) mod layer {
         FROZEN_NS @ 104, 8;
         EXTERNAL @ 112, 64;
         SPEED @ 176, 8;
+    }
+}
+
+/// A cache region.
+pub(crate) mod region {
+    super::on_disk! { 512;
+        ID @ 16, 8;
+        NAME @ 24, 128;
+        LIMIT_BYTES @ 152, 8;
+        GROWTH_BYTES @ 160, 8;
+        MOST_BYTES @ 168, 8;
+        CREATED_NS @ 176, 8;
+        HIGH_WATER @ 184, 1;
     }
 }
 
@@ -134,6 +150,15 @@ pub(crate) struct VolumeRecord {
     pub(crate) split: bool,
     /// A write-through view: another volume's head stands on its head (LAY-70).
     pub(crate) is_view: bool,
+    /// The volume is a backup's instant (CAT-15), and has no name.
+    pub(crate) instant: Option<InstantRecord>,
+}
+
+/// What a backup's instant is, besides a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InstantRecord {
+    /// The cache region that it draws on, if any.
+    pub(crate) region: Option<RegionId>,
 }
 
 /// What is done so that damaged data of a volume is found.
@@ -184,6 +209,22 @@ pub struct Moved {
     pub adopted_bytes: u64,
 }
 
+/// A cache region as the catalog stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RegionRecord {
+    pub(crate) id: RegionId,
+    pub(crate) name: String,
+    /// Bytes that backups may keep on it.
+    pub(crate) limit: u64,
+    /// Bytes by which the limit grows where it is reached; 0: not at all.
+    pub(crate) growth: u64,
+    /// Where that ends.
+    pub(crate) most: u64,
+    /// Percent of the limit from which on to warn.
+    pub(crate) high_water: u8,
+    pub(crate) created_ns: i64,
+}
+
 /// What a layer is at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LayerKind {
@@ -229,6 +270,8 @@ const SEALING_PAUSED: u64 = SEALING | 4;
 const SPLIT: u64 = 8;
 /// Flag of a volume: it is a write-through view.
 const VIEW: u64 = 16;
+/// Flag of a volume: it is a backup's instant.
+const INSTANT: u64 = 32;
 
 /// A layer as the catalog stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,6 +298,7 @@ pub(crate) enum Slot {
     Volume(VolumeRecord),
     Layer(LayerRecord),
     Relation(RelationRecord),
+    Region(RegionRecord),
 }
 
 impl Slot {
@@ -280,6 +324,10 @@ impl Slot {
             }
             Slot::Relation(record) => {
                 header::KIND.put(b, 4);
+                record.encode(b);
+            }
+            Slot::Region(record) => {
+                header::KIND.put(b, 5);
                 record.encode(b);
             }
         }
@@ -308,7 +356,8 @@ impl Slot {
             2 => VolumeRecord::decode(b).map(Slot::Volume),
             3 => LayerRecord::decode(b).map(Slot::Layer),
             4 => RelationRecord::decode(b).map(Slot::Relation),
-            kind => Err(Bad::new("CAT-2", format!("kind {kind}"), "a kind from 0 to 4")),
+            5 => RegionRecord::decode(b).map(Slot::Region),
+            kind => Err(Bad::new("CAT-2", format!("kind {kind}"), "a kind from 0 to 5")),
         }
     }
 }
@@ -332,9 +381,10 @@ impl VolumeRecord {
             Some(Pace { paused: false, .. }) => SEALING,
             Some(Pace { paused: true, .. }) => SEALING_PAUSED,
         };
-        let undefined = if self.undefined { UNDEFINED } else { 0 };
-        let view = if self.is_view { VIEW } else { 0 };
-        volume::FLAGS.put(b, sealing | undefined | view | if self.split { SPLIT } else { 0 });
+        let others =
+            [(self.undefined, UNDEFINED), (self.split, SPLIT), (self.is_view, VIEW), (self.instant.is_some(), INSTANT)];
+        let others = others.iter().map(|&(is_set, flag)| if is_set { flag } else { 0 }).sum::<u64>();
+        volume::FLAGS.put(b, sealing | others);
         volume::DURABILITY.put(b, (self.durability == Durability::None).into());
         volume::SECTOR_LEN.put(b, MIN_IO_LEN);
         volume::NAME.put_str(b, &self.name);
@@ -344,6 +394,9 @@ impl VolumeRecord {
             volume::ORIGIN_UUID.put_uuid(b, origin.uuid);
             volume::ORIGIN_NAME.put_str(b, &origin.name);
         }
+        if let Some(instant) = self.instant {
+            volume::REGION.put(b, instant.region.map_or(0, |id| id.0));
+        }
         volume::VERIFY.put(b, self.verify as u64);
         if let Some(pace) = self.sealing {
             volume::SEAL_SPEED.put(b, pace.speed);
@@ -352,7 +405,14 @@ impl VolumeRecord {
 
     fn decode(b: &[u8]) -> Result<Self, Bad> {
         let name = volume::NAME.get_str(b).unwrap_or_default();
-        if check_name(&name).is_err() {
+        let flags = volume::FLAGS.get(b);
+        let region = Some(RegionId(volume::REGION.get(b))).filter(|id| id.0 != 0);
+        let instant = (flags & INSTANT != 0).then_some(InstantRecord { region });
+        if instant.is_some() {
+            if volume::NAME.bytes(b).iter().any(|&byte| byte != 0) {
+                return Err(Bad::new("CAT-15", "an instant with a name", "no name"));
+            }
+        } else if check_name(&name).is_err() {
             return Err(Bad::new("CAT-4", format!("name {name:?}"), "a volume name"));
         }
         let size = volume::SIZE_BYTES.get(b);
@@ -360,8 +420,7 @@ impl VolumeRecord {
             return Err(Bad::new("CON-4", size, "a multiple of 512 up to 64 TiB"));
         }
         let unknown = |field: Field| Bad::new("CAT-5", format!("{} {}", field.name, field.get(b)), "a known value");
-        let flags = volume::FLAGS.get(b);
-        let sealing = match flags & !(UNDEFINED | SPLIT | VIEW) {
+        let sealing = match flags & !(UNDEFINED | SPLIT | VIEW | INSTANT) {
             0 => None,
             SEALING => Some(Pace { paused: false, speed: volume::SEAL_SPEED.get(b) }),
             SEALING_PAUSED => Some(Pace { paused: true, speed: volume::SEAL_SPEED.get(b) }),
@@ -395,6 +454,7 @@ impl VolumeRecord {
             split: flags & SPLIT != 0,
             verify,
             sealing,
+            instant,
             is_view: flags & VIEW != 0,
         })
     }
@@ -503,6 +563,48 @@ impl LayerRecord {
             created_ns: layer::CREATED_NS.get(b) as i64,
             frozen_ns: layer::FROZEN_NS.get(b) as i64,
         })
+    }
+}
+
+impl RegionRecord {
+    fn encode(&self, b: &mut [u8]) {
+        region::ID.put(b, self.id.0);
+        region::NAME.put_str(b, &self.name);
+        region::LIMIT_BYTES.put(b, self.limit);
+        region::GROWTH_BYTES.put(b, self.growth);
+        region::MOST_BYTES.put(b, self.most);
+        region::CREATED_NS.put(b, self.created_ns as u64);
+        region::HIGH_WATER.put(b, self.high_water.into());
+    }
+
+    fn decode(b: &[u8]) -> Result<Self, Bad> {
+        let record = Self {
+            id: RegionId(region::ID.get(b)),
+            name: region::NAME.get_str(b).unwrap_or_default(),
+            limit: region::LIMIT_BYTES.get(b),
+            growth: region::GROWTH_BYTES.get(b),
+            most: region::MOST_BYTES.get(b),
+            high_water: region::HIGH_WATER.bytes(b)[0],
+            created_ns: region::CREATED_NS.get(b) as i64,
+        };
+        if check_name(&record.name).is_err() {
+            return Err(Bad::new("CAT-16", format!("name {:?}", record.name), "a name"));
+        }
+        match record.complaint() {
+            Some(expected) => Err(Bad::new("CAT-16", format!("{record:?}"), expected)),
+            None => Ok(record),
+        }
+    }
+
+    /// What a region's numbers must be, if these are not that (CAT-16).
+    pub(crate) fn complaint(&self) -> Option<&'static str> {
+        match self {
+            _ if !(1..=MAX_REGION_LEN).contains(&self.limit) => Some("a limit from 1 byte to 1 EiB"),
+            _ if self.most < self.limit || self.most > MAX_REGION_LEN => Some("a most from the limit to 1 EiB"),
+            _ if self.growth > MAX_REGION_LEN => Some("a growth of at most 1 EiB"),
+            _ if !(1..=100).contains(&self.high_water) => Some("a high-water mark from 1 to 100 percent"),
+            _ => None,
+        }
     }
 }
 

@@ -85,6 +85,8 @@ pub(crate) struct VolumeCore {
     dirty_batch: AtomicU64,
     /// Its flushes promise nothing (VOL-40). Set only while the catalog says so durably (VOL-43).
     is_disposable: AtomicBool,
+    /// How often it has been refreshed since the container was opened.
+    refreshes: AtomicU64,
     /// What its guests read is verified (TAG-14).
     verifies: AtomicBool,
 }
@@ -100,6 +102,7 @@ impl VolumeCore {
             gone: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
             is_disposable: AtomicBool::new(record.durability == Durability::None),
+            refreshes: AtomicU64::new(0),
             verifies: AtomicBool::new(record.verify == Verify::Always),
         }
     }
@@ -142,6 +145,16 @@ impl VolumeCore {
         self.is_disposable.store(durability == Durability::None, Ordering::Release);
     }
 
+    /// Notes that the volume got other contents. Under the engine lock.
+    pub(crate) fn note_refresh(&self) {
+        self.refreshes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often it got other contents; `None` if it is gone.
+    pub(crate) fn refreshes(&self) -> Option<u64> {
+        (!self.gone.load(Ordering::Acquire)).then(|| self.refreshes.load(Ordering::Acquire))
+    }
+
     pub(crate) fn set_verify(&self, verify: Verify) {
         self.verifies.store(verify == Verify::Always, Ordering::Release);
     }
@@ -181,6 +194,11 @@ impl Volume {
     /// The volume's size in bytes; a multiple of 512.
     pub fn size(&self) -> u64 {
         self.core.size.load(Ordering::Acquire)
+    }
+
+    /// How often it was refreshed since the container was opened; `None` if it is gone.
+    pub(crate) fn refreshes(&self) -> Option<u64> {
+        self.core.refreshes()
     }
 
     /// Whether what its guests read is to be verified: whoever carries a plan out looks up its tags first (TAG-14).

@@ -8,6 +8,7 @@ use pitstop_format::{
     SealEnd, SealStep, Verify, ViewEnd, VolumeChange, VolumeId, VolumeInfo, VolumeState, ZeroKind,
 };
 
+use crate::backup::Held;
 use crate::common::compare::{Comparer, Shown};
 use crate::common::promises::{Change, Model, Volume, When};
 use crate::crashes::{Counts, Crashes};
@@ -33,6 +34,7 @@ const JOURNALS: [u64; 8] = [256 << 10, 256 << 10, 256 << 10, 512 << 10, 256 << 1
 pub struct Work {
     world: Arc<Mutex<World>>,
     sizes: [u64; 4],
+    pub backups: Vec<Held>,
 }
 
 /// Runs one sequence: that of this seed. Crashes are judged at about `density` of 1000 places; what is done, and what is
@@ -44,6 +46,7 @@ pub fn run(seed: u64, density: u64) -> (Counts, Coverage) {
     for _ in 0..OPERATIONS {
         work.operation();
     }
+    work.end_backups();
     work.finish_all();
     work.hydrate_all();
     work.seal_all();
@@ -72,13 +75,13 @@ impl Work {
             5 | 6 => PAGED,
             _ => TABLED,
         };
-        let work = Self { world, sizes };
+        let work = Self { world, sizes, backups: Vec::new() };
         work.hook();
         work.lock().examine();
         work
     }
 
-    fn lock(&self) -> MutexGuard<'_, World> {
+    pub fn lock(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -93,7 +96,7 @@ impl Work {
     }
 
     /// Runs something that blocks; the world is not locked meanwhile.
-    fn blocking<T>(&self, operation: impl FnOnce(&Container) -> T) -> T {
+    pub fn blocking<T>(&self, operation: impl FnOnce(&Container) -> T) -> T {
         let container = {
             let mut world = self.lock();
             world.finish_leaders();
@@ -361,7 +364,7 @@ impl Work {
     }
 
     /// What may come at any time, also while a copy is under way.
-    fn small_operation(&self) {
+    pub fn small_operation(&self) {
         let mut world = self.lock();
         let Some(name) = world.pick_busy() else { return };
         match world.rng.below(100) {
@@ -656,6 +659,7 @@ impl Work {
         }
         world.examine();
         drop(world);
+        self.forget_backups();
         self.hook();
     }
 
@@ -694,6 +698,7 @@ impl Work {
             left = world.crashes.choose();
         }
         drop(world);
+        self.forget_backups();
         self.hook();
     }
 
@@ -717,6 +722,8 @@ impl Work {
             260..280 if free && count < 8 => self.rotate(&name),
             280..310 if both_free => self.list(&name, &other),
             310..315 => self.check(),
+            315..345 if free && self.backups.len() < 3 => self.begin_backup(&name),
+            315..520 if !self.backups.is_empty() => self.step_backup(),
             230..700 => {
                 for _ in 0..4 {
                     self.small_operation();

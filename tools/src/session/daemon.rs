@@ -8,18 +8,18 @@ use std::thread;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use pitstop_format::{Durability, Holder, NewCopy, Verify, ViewEnd, VolumeChange};
+use pitstop_format::{CacheOptions, Durability, Holder, NewCopy, Verify, ViewEnd, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::remote::RemoteSource;
-use super::{Connected, Depth, STEP_RANGES, Session, Want, name_of};
+use super::{Backup, Connected, Depth, STEP_RANGES, Session, Want, name_of};
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
 use crate::qmp::{Qmp, QmpError};
-use crate::view::{self, CheckView, ContainerView, LayerView, VolumeView};
+use crate::view::{self, CacheView, CheckView, ContainerView, LayerView, VolumeView};
 
 /// Longest time for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +105,41 @@ impl Daemon {
     fn ask_volume(&mut self, command: &'static str, arguments: Value) -> Result<VolumeView> {
         let mut answer = self.tell(command, arguments)?;
         self.understand(command, answer.get_mut("volume").map(Value::take).unwrap_or_default())
+    }
+
+    fn ask_cache(&mut self, command: &'static str, name: &str, options: CacheOptions) -> Result<CacheView> {
+        let all = json!({
+            "name": name,
+            "limit": options.limit_bytes,
+            "high-water-percent": options.high_water_percent,
+            "growth": options.growth_bytes,
+            "most": options.most_bytes,
+        });
+        let mut answer = self.tell(command, without_nulls(all))?;
+        self.understand(command, answer.get_mut("cache").map(Value::take).unwrap_or_default())
+    }
+
+    /// Begins a backup into `target`, an absolute path, which the daemon opens. The job stays until it is dismissed.
+    pub(crate) fn backup(&mut self, name: &str, target: &Path, how: &Backup) -> Result<JobView> {
+        let command = "x-pitstop-backup";
+        let path = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| Error::PathIsNotText { path: path.to_owned() })
+        };
+        let addendum = how.addendum.as_deref().map(path).transpose()?;
+        let all = json!({
+            "name": name,
+            "target": path(target)?,
+            "addendum": addendum,
+            "in-place": how.in_place.then_some(true),
+            "since": how.since,
+            "cache": how.cache,
+            "overwrite": how.overwrite.then_some(true),
+            "speed": how.speed,
+            "auto-dismiss": false,
+        });
+        let mut answer = self.tell(command, without_nulls(all))?;
+        self.understand(command, answer.get_mut("job").map(Value::take).unwrap_or_default())
     }
 
     fn understand<T: DeserializeOwned>(&self, command: &'static str, answer: Value) -> Result<T> {
@@ -235,6 +270,7 @@ impl Session for Daemon {
             JobOrder::Pause => ("job-pause", json!({ "id": id })),
             JobOrder::Resume => ("job-resume", json!({ "id": id })),
             JobOrder::Cancel => ("job-cancel", json!({ "id": id })),
+            JobOrder::Dismiss => ("job-dismiss", json!({ "id": id })),
             JobOrder::SetSpeed(speed) => ("x-pitstop-job-set-speed", json!({ "id": id, "speed": speed })),
         };
         self.tell(command, arguments).map(drop)
@@ -256,6 +292,22 @@ impl Session for Daemon {
         self.understand(command, answer.get_mut("job").map(Value::take).unwrap_or_default())
     }
 
+    fn caches(&mut self) -> Result<Vec<CacheView>> {
+        self.ask("x-pitstop-query-caches", Value::Null)
+    }
+
+    fn create_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView> {
+        self.ask_cache("x-pitstop-cache-create", name, options)
+    }
+
+    fn resize_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView> {
+        self.ask_cache("x-pitstop-cache-resize", name, options)
+    }
+
+    fn delete_cache(&mut self, name: &str) -> Result<()> {
+        self.tell("x-pitstop-cache-delete", json!({ "name": name })).map(drop)
+    }
+
     fn advance(&mut self, _id: &str) -> Result<()> {
         thread::sleep(LOOK_PERIOD);
         Ok(())
@@ -268,4 +320,12 @@ impl Session for Daemon {
     fn close(self: Box<Self>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Arguments without those that are not given.
+fn without_nulls(mut arguments: Value) -> Value {
+    if let Some(members) = arguments.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
+    arguments
 }

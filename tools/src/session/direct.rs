@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pitstop_format::{
-    Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, ViewEnd, VolumeChange,
+    CacheOptions, Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, ViewEnd, VolumeChange,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +20,7 @@ use crate::copy::Source;
 use crate::error::{Error, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
-use crate::view::{self, ContainerView, LayerView, VolumeView};
+use crate::view::{self, CacheView, ContainerView, LayerView, VolumeView};
 
 /// Most steps of background work (freeing what a deleted volume used) before a command returns; what remains is done by
 /// the next one, or by the daemon.
@@ -171,6 +171,22 @@ impl Session for Direct {
         self.container.set_seal(volume, false, speed).map_err(self.failed())?;
         let is_its = |job: &JobView| job.kind == "seal" && job.volume.as_deref() == Some(name);
         Ok(work::jobs(&self.container).into_iter().find(is_its))
+    }
+
+    fn caches(&mut self) -> Result<Vec<CacheView>> {
+        view(&self.container.caches())
+    }
+
+    fn create_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView> {
+        view(&self.container.create_cache(name, options).map_err(self.failed())?)
+    }
+
+    fn resize_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView> {
+        view(&self.container.resize_cache(name, options).map_err(self.failed())?)
+    }
+
+    fn delete_cache(&mut self, name: &str) -> Result<()> {
+        self.container.delete_cache(name).map_err(self.failed())
     }
 
     fn advance(&mut self, id: &str) -> Result<()> {

@@ -19,16 +19,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pitstop_format::{
-    Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, ViewEnd, VolumeChange, check, holder_of,
+    CacheOptions, Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, ViewEnd, VolumeChange, check,
+    holder_of,
 };
 
-use self::daemon::Daemon;
+pub(crate) use self::daemon::Daemon;
 pub(crate) use self::direct::Direct;
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
 use crate::jobs::{JobOrder, JobView};
 use crate::maps::{DiffStepView, MapStepView};
-use crate::view::{CheckView, ContainerView, LayerView, VolumeView};
+use crate::view::{CacheView, CheckView, ContainerView, LayerView, VolumeView};
 
 /// How long a container that another short command holds, or a socket that is not up yet, is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -109,6 +110,14 @@ pub(crate) trait Session {
     /// Begins to seal what is frozen of volume `name`, at `speed` bytes a second at most (0: no limit); nothing if that is
     /// done.
     fn seal(&mut self, name: &str, speed: u64) -> Result<Option<JobView>>;
+    /// All cache regions, by name.
+    fn caches(&mut self) -> Result<Vec<CacheView>>;
+    /// Makes a cache region.
+    fn create_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView>;
+    /// Changes a cache region.
+    fn resize_cache(&mut self, name: &str, options: CacheOptions) -> Result<CacheView>;
+    /// Deletes a cache region.
+    fn delete_cache(&mut self, name: &str) -> Result<()>;
     /// Lets job `id` get on for a moment; a container opened here is worked at meanwhile.
     fn advance(&mut self, id: &str) -> Result<()>;
     /// Who serves the container, when it is not this program.
@@ -139,7 +148,41 @@ fn open(path: &Path, access: Access) -> Result<Box<dyn Session>> {
     })
 }
 
-/// Opens the container's file itself, for a verb that a daemon does not carry out (`verb`: "imported").
+/// How a backup is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Backup {
+    /// The volume is read as it is, and the original images go to this file.
+    pub(crate) addendum: Option<PathBuf>,
+    /// The volume is read as it is, and the original images are written over it in the target.
+    pub(crate) in_place: bool,
+    /// Only what may differ from this copy is read; the target is an addendum.
+    pub(crate) since: Option<String>,
+    /// The cache region to draw on.
+    pub(crate) cache: Option<String>,
+    /// Existing files are replaced.
+    pub(crate) overwrite: bool,
+    /// Bytes a second at most; 0: no limit.
+    pub(crate) speed: u64,
+}
+
+/// A container, for a verb that moves data here or lets the daemon do it.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// It is open here.
+    File(Direct),
+    /// A daemon holds it.
+    Daemon(Daemon),
+}
+
+/// The way to a container's data, for reading.
+pub(crate) fn way(path: &Path) -> Result<Way> {
+    Ok(match reach(path, OpenMode::ReadOnly)? {
+        Reached::File(disk) => Way::File(Direct::open(path, disk, Access::Read)?),
+        Reached::Daemon(daemon) => Way::Daemon(daemon),
+    })
+}
+
+/// Opens the container's file itself, for a verb that a daemon does not carry out (`verb`: "imported", "restored").
 ///
 /// # Errors
 /// [`Error::HeldByDaemon`] when a daemon holds it.

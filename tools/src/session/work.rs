@@ -104,6 +104,8 @@ pub(super) fn order(container: &Container, id: &str, order: JobOrder) -> Option<
         (JobOrder::SetSpeed(speed), _) => set(paused, speed),
         (JobOrder::Cancel, Task::Hydrate(layer)) => container.cancel_hydration(layer),
         (JobOrder::Cancel, Task::Seal(volume)) => container.cancel_seal(volume),
+        // None is ever over here: it is not there any more.
+        (JobOrder::Dismiss, _) => return None,
     })
 }
 

@@ -34,17 +34,26 @@ pub(crate) fn run(export: &Export<'_>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
     frozen::with(export.path, "export", &[export.name], |session, names| {
         let mut source = session.source(&names[0])?;
-        write(export, source.as_mut(), &stop)
+        let target = Target::create(export.file, export.overwrite)?;
+        let progress = Progress::start(format!("exporting {}", printable(export.name)), source.len());
+        write(source.as_mut(), &target, export.format, &stop, &progress)?;
+        target.finish()?;
+        drop(progress);
+        Ok(())
     })
 }
 
-fn write(export: &Export<'_>, source: &mut dyn Source, stop: &AtomicBool) -> Result<()> {
-    let len_bytes = source.len();
-
-    let target = Target::create(export.file, export.overwrite)?;
-    let progress = Progress::start(format!("exporting {}", printable(export.name)), len_bytes);
+/// Writes the disk in `source` to an image of `format`.
+pub(super) fn write(
+    source: &mut dyn Source,
+    target: &Target,
+    format: Format,
+    stop: &AtomicBool,
+    progress: &Progress,
+) -> Result<()> {
     let at = |offset| progress.at(offset);
-    match export.format {
+    let len_bytes = source.len();
+    match format {
         Format::Raw => {
             let mut sink = RawSink::create(target.file()?, target.path(), len_bytes)?;
             copy::copy(source, &mut sink, stop, &at)?;
@@ -55,7 +64,5 @@ fn write(export: &Export<'_>, source: &mut dyn Source, stop: &AtomicBool) -> Res
             sink.finish()?;
         }
     }
-    target.finish()?;
-    drop(progress);
     Ok(())
 }

@@ -91,12 +91,8 @@ fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop
 
 /// Makes the volume and moves it to a temporary name, which is returned: so a name or size that cannot be is known before
 /// any data is copied.
-fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
-    let mut stem_len = name.len().min(TEMPORARY_STEM_LEN);
-    while !name.is_char_boundary(stem_len) {
-        stem_len -= 1;
-    }
-    let stem = format!("import-{}-", &name[..stem_len]);
+pub(super) fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
+    let stem = stem(name);
     for left in session.volumes()?.iter().filter(|volume| is_temporary(&volume.name, &stem)) {
         let left = printable(&left.name);
         crate::tell(format_args!(
@@ -104,7 +100,7 @@ fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
         ));
     }
     session.create_volume(name, len_bytes, Durability::Flush)?;
-    let temporary = format!("{stem}{:08x}", std::process::id());
+    let temporary = temporary_name(name);
     if let Err(error) = session.rename_volume(name, &temporary) {
         session.delete_volume(name)?;
         return Err(error);
@@ -112,14 +108,28 @@ fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
     Ok(temporary)
 }
 
+/// What the temporary name of a volume `name` begins with.
+fn stem(name: &str) -> String {
+    let mut stem_len = name.len().min(TEMPORARY_STEM_LEN);
+    while !name.is_char_boundary(stem_len) {
+        stem_len -= 1;
+    }
+    format!("import-{}-", &name[..stem_len])
+}
+
+/// The name that a volume has while this program fills it.
+pub(super) fn temporary_name(name: &str) -> String {
+    format!("{}{:08x}", stem(name), std::process::id())
+}
+
 fn is_temporary(name: &str, stem: &str) -> bool {
     name.strip_prefix(stem).is_some_and(|id| id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The volume being filled.
-struct VolumeSink<'a> {
-    session: &'a Direct,
-    io: VolumeIo,
+pub(super) struct VolumeSink<'a> {
+    pub(super) session: &'a Direct,
+    pub(super) io: VolumeIo,
 }
 
 impl Sink for VolumeSink<'_> {

@@ -68,7 +68,7 @@ fn until_all_end(session: &mut dyn Session, stop: &AtomicBool) -> Result<(String
             match until_end(session, &job, stop) {
                 Ok(ended) => done.push_str(&ended.line),
                 Err(Error::JobPaused { reason, .. }) => paused.push((job, reason)),
-                Err(given_up @ Error::JobGivenUp { .. }) => error = error.or(Some(given_up)),
+                Err(given_up @ (Error::JobGivenUp { .. } | Error::JobEnded { .. })) => error = error.or(Some(given_up)),
                 Err(error) => return Err(error),
             }
         }
@@ -145,6 +145,10 @@ pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicB
         let Some(now) = session.jobs()?.into_iter().find(|other| other.id == job.id) else {
             return ended(session, &last);
         };
+        if now.is_over() && now.kind == "backup" {
+            // Whoever waited knows now; another may have waited, too.
+            drop(session.order_job(&now.id, JobOrder::Dismiss));
+        }
         if now.is_over() {
             return match &now.error {
                 None => ended(session, &now),
@@ -176,5 +180,9 @@ fn ended(session: &mut dyn Session, job: &JobView) -> Result<Ended> {
 }
 
 fn given_up(job: &JobView) -> Error {
+    if job.kind == "backup" {
+        let reason = job.error.clone().unwrap_or_else(|| "it was given up".to_owned());
+        return Error::JobEnded { id: job.id.clone(), reason };
+    }
     Error::JobGivenUp { id: job.id.clone(), volume: job.volume.clone().unwrap_or_default() }
 }

@@ -3,6 +3,8 @@
 //! Invariant: a verb that fails returns an error and has changed nothing, or says what it left. Exit codes other than 0
 //! and 1 come from [`check`] and [`compare`] (and 2 from wrong usage, which the parser reports). Does not: parse arguments.
 
+pub(crate) mod backup;
+pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod create;
@@ -19,6 +21,7 @@ mod ranges;
 pub(crate) mod refresh;
 pub(crate) mod rename;
 pub(crate) mod restore;
+pub(crate) mod restore_backup;
 pub(crate) mod rotate;
 pub(crate) mod seal;
 pub(crate) mod set;

@@ -178,6 +178,10 @@ fn every_command_refuses_an_unexpected_argument() {
             }
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
             "x-pitstop-read" => json!({"name": "golden", "start": 0, "length": 512}),
+            "x-pitstop-backup" => json!({"name": "golden", "target": "/nowhere/golden"}),
+            "x-pitstop-cache-create" | "x-pitstop-cache-delete" | "x-pitstop-cache-resize" => {
+                json!({"name": "nightly"})
+            }
             "x-pitstop-job-set-speed" => json!({"id": "a", "speed": 0}),
             "x-pitstop-volume-create" => json!({"name": "n", "size": 4096}),
             "x-pitstop-volume-delete" => json!({"name": "golden"}),

@@ -6,13 +6,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 
 use pitstop_format::{
-    Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo,
+    CacheInfo, CacheOptions, Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, ViewEnd, VolumeChange,
+    VolumeInfo,
 };
 
 use super::target::{Refusal, RefusalKind, Result, Target};
 use crate::config::{Access, ExportConfig};
 use crate::daemon::{DaemonError, Event, ExportStatus, WhenConnected};
-use crate::jobs::Jobs;
+use crate::jobs::{BackupOrder, Dismissal, JobStatus, Jobs};
 
 /// Size of volume `golden`.
 pub(crate) const GOLDEN_BYTES: u64 = 8 << 20;
@@ -183,6 +184,22 @@ impl Target for FakeTarget {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: export.id.clone() }.into());
         }
         Ok(self.container.refresh(target, source).map_err(DaemonError::from)?)
+    }
+
+    fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>> {
+        self.jobs.backup(order, dismissal).map_err(Refusal::from)
+    }
+
+    fn create_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
+        Ok(self.container.create_cache(name, options).map_err(DaemonError::from)?)
+    }
+
+    fn resize_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
+        Ok(self.container.resize_cache(name, options).map_err(DaemonError::from)?)
+    }
+
+    fn delete_cache(&self, name: &str) -> Result<()> {
+        Ok(self.container.delete_cache(name).map_err(DaemonError::from)?)
     }
 
     fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo> {

@@ -14,10 +14,11 @@ use crate::check::views::wrong_views;
 use crate::error::Result;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::slot::{
-    self, ContainerRecord, Durability, LayerKind, LayerRecord, PER_SLAB, Slot, Verify, VolumeRecord, check_name,
+    self, ContainerRecord, Durability, LayerKind, LayerRecord, PER_SLAB, RegionRecord, Slot, Verify, VolumeRecord,
+    check_name,
 };
 use crate::units::{
-    LayerId, MAX_VOLUME_LEN, PAGE_LEN, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo, TABLE_SPAN, VolumeId,
+    LayerId, MAX_VOLUME_LEN, PAGE_LEN, RegionId, SLAB_LEN, SLABS_PER_GROUP, SlabNo, SlotNo, TABLE_SPAN, VolumeId,
 };
 
 /// Ids skipped when the counter is rebuilt, so that none of a deleted object is given again.
@@ -201,6 +202,7 @@ impl Draft<'_> {
         let slots = self.slots.values().flatten().map(|slot| match slot {
             Slot::Volume(record) => record.id.0.max(record.head.0),
             Slot::Layer(record) => record.id.0.max(record.parent.map_or(0, |id| id.0)),
+            Slot::Region(record) => record.id.0,
             Slot::Free | Slot::Container(_) | Slot::Relation(_) => 0,
         });
         let slabs = self.descriptors.iter().flatten().map(|found| found.layer().map_or(0, |layer| layer.0));
@@ -212,13 +214,15 @@ impl Draft<'_> {
         let mut highest = 0;
         let mut again = Vec::new();
         for (number, found) in &self.slots {
-            let (id, is_volume) = match found {
+            // Nothing that lasts names a volume or a region by its id.
+            let (id, may_change) = match found {
                 Some(Slot::Volume(record)) => (record.id.0, true),
+                Some(Slot::Region(record)) => (record.id.0, true),
                 Some(Slot::Layer(record)) => (record.id.0, false),
                 _ => continue,
             };
             let bad = id == 0 || id >= MAX_ID;
-            if is_volume && (bad || ids.contains(&id)) {
+            if may_change && (bad || ids.contains(&id)) {
                 again.push(*number);
                 continue;
             }
@@ -233,11 +237,13 @@ impl Draft<'_> {
             self.set_slot(SlotNo(0), Slot::Container(counters));
         }
         for number in again {
-            let id = VolumeId(self.new_id()?);
-            if let Some(Some(Slot::Volume(record))) = self.slots.get(&number) {
-                let record = VolumeRecord { id, ..record.clone() };
-                self.set_slot(number, Slot::Volume(record));
-            }
+            let id = self.new_id()?;
+            let renumbered = match self.slots.get(&number) {
+                Some(Some(Slot::Volume(record))) => Slot::Volume(VolumeRecord { id: VolumeId(id), ..record.clone() }),
+                Some(Some(Slot::Region(record))) => Slot::Region(RegionRecord { id: RegionId(id), ..record.clone() }),
+                _ => continue,
+            };
+            self.set_slot(number, renumbered);
         }
         Ok(())
     }
@@ -245,13 +251,35 @@ impl Draft<'_> {
     fn mend_names(&mut self) -> Result<()> {
         let mut names = HashSet::new();
         for (number, mut record) in self.volumes() {
-            if names.insert(record.name.clone()) {
+            if record.instant.is_some() || names.insert(record.name.clone()) {
                 continue;
             }
             let all: HashSet<String> = self.volumes().into_iter().map(|(_, volume)| volume.name).collect();
             record.name = unused_name(&all, &record.name)?;
             names.insert(record.name.clone());
             self.set_slot(number, Slot::Volume(record));
+        }
+        self.mend_region_names()
+    }
+
+    fn mend_region_names(&mut self) -> Result<()> {
+        let regions: Vec<(SlotNo, RegionRecord)> = self
+            .slots
+            .iter()
+            .filter_map(|(number, slot)| match slot {
+                Some(Slot::Region(record)) => Some((*number, record.clone())),
+                _ => None,
+            })
+            .collect();
+        let all: HashSet<String> = regions.iter().map(|(_, region)| region.name.clone()).collect();
+        let mut names = HashSet::new();
+        for (number, mut record) in regions {
+            if names.insert(record.name.clone()) {
+                continue;
+            }
+            record.name = unused_name(&all.union(&names).cloned().collect(), &record.name)?;
+            names.insert(record.name.clone());
+            self.set_slot(number, Slot::Region(record));
         }
         Ok(())
     }
@@ -433,6 +461,7 @@ impl Draft<'_> {
             verify: Verify::Off,
             sealing: None,
             split: false,
+            instant: None,
             is_view: false,
         };
         self.set_slot(number, Slot::Volume(record));

@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, CreateOptions, Durability, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo};
+use pitstop_format::{CacheInfo, CacheOptions, Container, CreateOptions, Durability, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo};
 
 use super::commands::Context;
 use super::hub::Hub;
 use super::session::{self, Link};
-use super::target::{Result as TargetResult, Target};
+use super::target::{Refusal, RefusalKind, Result as TargetResult, Target};
 use crate::config::{Access, ExportConfig};
 use crate::daemon::{DaemonError, Event, ExportStatus, WhenConnected};
-use crate::jobs::Jobs;
+use crate::jobs::{BackupOrder, Dismissal, JobStatus, Jobs};
 
 /// A daemon whose exports are a list.
 struct Listed {
@@ -132,6 +132,24 @@ impl Target for Listed {
 
     fn refresh(&self, target: &str, source: &str, _: WhenConnected) -> TargetResult<VolumeInfo> {
         refused(self.container.refresh(target, source))
+    }
+
+    /// Refused: an input shall not make files.
+    fn backup(&self, order: &BackupOrder, _: Dismissal) -> TargetResult<Option<JobStatus>> {
+        let text = format!("no backup of '{}' here", order.volume);
+        Err(Refusal { kind: RefusalKind::Other, text })
+    }
+
+    fn create_cache(&self, name: &str, options: CacheOptions) -> TargetResult<CacheInfo> {
+        refused(self.container.create_cache(name, options))
+    }
+
+    fn resize_cache(&self, name: &str, options: CacheOptions) -> TargetResult<CacheInfo> {
+        refused(self.container.resize_cache(name, options))
+    }
+
+    fn delete_cache(&self, name: &str) -> TargetResult<()> {
+        refused(self.container.delete_cache(name))
     }
 
     fn create_view(&self, source: &str, name: &str) -> TargetResult<VolumeInfo> {

@@ -2,6 +2,8 @@
 
 #[path = "../../../../backend/src/control/args.rs"]
 mod args;
+#[path = "../../../../backend/src/control/caches.rs"]
+mod caches;
 #[path = "../../../../backend/src/control/commands.rs"]
 mod commands;
 #[path = "../../../../backend/src/control/hub.rs"]

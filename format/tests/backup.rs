@@ -1,0 +1,357 @@
+//! Backups' instants, original images, and cache regions, each promise by itself.
+//!
+//! req: R19, R20, R21, R23. Rules: BAK-1 to BAK-9, BAK-20 to BAK-26, BAK-28, CAT-15, CAT-16.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{io, new_container};
+use pitstop_format::check::{Outcome, check};
+use pitstop_format::{
+    Backup, BackupUse, CacheOptions, Container, Content, DiffRange, Durability, Error, Listing, OpenMode, SLAB_LEN,
+    ViewEnd, VolumeChange, VolumeIo,
+};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 4 * MIB;
+const BLOCK: u64 = 4096;
+
+fn fill(container: &Container, name: &str, range: std::ops::Range<u64>, byte: u8) {
+    io(container, name).write_at(&vec![byte; (range.end - range.start) as usize], range.start).unwrap();
+}
+
+/// A volume of ones.
+fn ones() -> (std::sync::Arc<pitstop_format::testing::SimDisk>, Container) {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("v", SIZE).unwrap();
+    fill(&container, "v", 0..SIZE, 1);
+    (disk, container)
+}
+
+fn shown(container: &Container, backup: &Backup) -> Vec<u8> {
+    let mut bytes = vec![0; backup.instant().size() as usize];
+    VolumeIo::new(container, backup.instant().clone()).read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// All ranges of the steps, two a step.
+fn ranges(step: impl Fn(u64, Listing) -> pitstop_format::Result<pitstop_format::DiffStep>) -> Vec<DiffRange> {
+    let (mut all, mut next) = (Vec::new(), Some(0));
+    while let Some(start) = next {
+        let found = step(start, Listing::Ranges(2)).unwrap();
+        all.extend(found.ranges);
+        next = found.next;
+    }
+    all
+}
+
+fn limit(bytes: u64) -> CacheOptions {
+    CacheOptions { limit_bytes: Some(bytes), ..CacheOptions::default() }
+}
+
+#[test]
+fn an_instant_holds_what_was_there_and_nobody_can_name_it() {
+    let (_, container) = ones();
+    let before = container.info();
+    let backup = container.begin_backup("v", None).unwrap();
+    fill(&container, "v", 0..SIZE, 2);
+    assert_eq!(container.volumes().len(), 1);
+    assert_eq!(container.info().volume_count, before.volume_count);
+    assert_eq!(container.instants(), [backup.id()]);
+    for gone in [container.volume("").err(), container.delete_volume("").err(), container.snapshot("", "copy").err()] {
+        assert!(matches!(gone, Some(Error::NoSuchVolume { .. })), "{gone:?}");
+    }
+    assert!(matches!(container.create_volume("", MIB), Err(Error::BadName { .. })));
+    // Whatever becomes of the source (BAK-4).
+    container.rename_volume("v", "w").unwrap();
+    container.create_volume("v", MIB).unwrap();
+    container.refresh("w", "v").unwrap();
+    assert!(shown(&container, &backup) == vec![1; SIZE as usize]);
+    container.delete_volume("w").unwrap();
+    container.settle(10_000).unwrap();
+    assert!(shown(&container, &backup) == vec![1; SIZE as usize]);
+    // And then it is gone, with its space.
+    backup.release().unwrap();
+    backup.release().unwrap();
+    assert_eq!((container.instants(), backup.cost()), (vec![], None));
+    container.settle(10_000).unwrap();
+    container.commit().unwrap();
+    container.settle(10_000).unwrap();
+    assert_eq!(container.layers().len(), 1, "{:?}", container.layers());
+}
+
+#[test]
+fn original_images_are_of_what_was_written_between_the_two_instants() {
+    let (_, container) = ones();
+    fill(&container, "v", 2 * MIB..SIZE, 3);
+    let backup = container.begin_backup("v", None).unwrap();
+    assert!(matches!(backup.written(0, Listing::Counts), Err(Error::VolumeGone { .. })));
+    fill(&container, "v", 10 * BLOCK..12 * BLOCK, 9);
+    fill(&container, "v", 10 * BLOCK..11 * BLOCK, 8); // in place
+    io(&container, "v").discard(SIZE - BLOCK..SIZE).unwrap();
+    container.snapshot("v", "kept").unwrap();
+    fill(&container, "v", MIB..MIB + 512, 7);
+    backup.end_bulk().unwrap();
+    fill(&container, "v", 3 * MIB..3 * MIB + BLOCK, 6);
+    container.delete_volume("kept").unwrap();
+    container.settle(10_000).unwrap();
+    let found: Vec<_> =
+        ranges(|at, listing| backup.written(at, listing)).iter().map(|r| (r.start, r.length, r.b)).collect();
+    let expected =
+        [(10 * BLOCK, 2 * BLOCK, Content::Data), (MIB, BLOCK, Content::Data), (SIZE - BLOCK, BLOCK, Content::Data)];
+    assert_eq!(found, expected);
+    let mut instant = vec![1; SIZE as usize];
+    instant[2 * MIB as usize..].fill(3);
+    assert!(shown(&container, &backup) == instant);
+    backup.release().unwrap();
+    assert_eq!(container.instants(), []);
+}
+
+#[test]
+fn reading_the_live_volume_is_in_vain_once_it_was_refreshed_or_deleted() {
+    let (_, container) = ones();
+    container.snapshot("v", "copy").unwrap();
+    let backup = container.begin_backup("v", None).unwrap();
+    backup.check_source().unwrap();
+    container.rename_volume("v", "w").unwrap();
+    container.snapshot("w", "more").unwrap();
+    backup.check_source().unwrap();
+    // Back to just what it was: what was read in between is not known.
+    container.refresh("w", "copy").unwrap();
+    assert!(matches!(backup.check_source(), Err(Error::SourceChanged { name }) if name == "w"));
+    assert!(matches!(backup.end_bulk(), Err(Error::SourceChanged { .. })));
+    backup.release().unwrap();
+    let backup = container.begin_backup("w", None).unwrap();
+    container.delete_volume("w").unwrap();
+    assert!(matches!(backup.end_bulk(), Err(Error::SourceChanged { .. })));
+    backup.release().unwrap();
+}
+
+#[test]
+fn what_changed_since_a_copy_is_listed_with_what_is_there_now() {
+    let (_, container) = ones();
+    container.snapshot("v", "monday").unwrap();
+    fill(&container, "v", 0..BLOCK, 2);
+    io(&container, "v").discard(MIB..MIB + BLOCK).unwrap();
+    let backup = container.begin_backup("v", None).unwrap();
+    fill(&container, "v", 2 * MIB..3 * MIB, 3);
+    let base = backup.set_base("monday").unwrap();
+    assert!(base < backup.instant_unix_ns());
+    let found: Vec<_> =
+        ranges(|at, listing| backup.changed_since(at, listing)).iter().map(|r| (r.start, r.a)).collect();
+    assert_eq!(found, [(0, Content::Data), (MIB, Content::Zero)]);
+    container.create_volume("small", MIB).unwrap();
+    assert!(matches!(backup.set_base("small"), Err(Error::BadSize { .. })));
+    assert!(matches!(backup.set_base("none"), Err(Error::NoSuchVolume { .. })));
+    container.refresh("monday", "v").unwrap();
+    assert!(matches!(backup.changed_since(0, Listing::Counts), Err(Error::SourceChanged { name }) if name == "monday"));
+    backup.release().unwrap();
+}
+
+// rules: BAK-7, BAK-28
+#[test]
+fn no_instant_is_made_of_a_volume_in_a_view_and_a_view_ends_what_reads_its_source() {
+    let (_, container) = ones();
+    for end in [ViewEnd::Drop, ViewEnd::Keep] {
+        let backup = container.begin_backup("v", None).unwrap();
+        backup.check_source().unwrap();
+        container.create_view("v", "view").unwrap();
+        for name in ["v", "view"] {
+            assert!(matches!(container.begin_backup(name, None), Err(Error::InView { .. })));
+        }
+        fill(&container, "v", 0..2 * BLOCK, 1);
+        fill(&container, "view", 0..3 * BLOCK, 1);
+        assert!(matches!(backup.end_bulk(), Err(Error::SourceChanged { .. })));
+        container.end_view("view", end).unwrap();
+        assert!(matches!(backup.end_bulk(), Err(Error::SourceChanged { .. })));
+        assert!(shown(&container, &backup) == vec![1; SIZE as usize]);
+        backup.release().unwrap();
+        container.delete_volume("view").unwrap();
+    }
+    assert_eq!(container.instants(), []);
+}
+
+// rules: BAK-6, BAK-9
+#[test]
+fn what_was_written_and_became_zeros_again_is_an_original_image() {
+    let (_, container) = ones();
+    io(&container, "v").discard(MIB..2 * MIB).unwrap();
+    container.create_volume("new", SIZE).unwrap();
+    for name in ["v", "new"] {
+        let backup = container.begin_backup(name, None).unwrap();
+        fill(&container, name, MIB..MIB + 3 * BLOCK, 2);
+        // Here the live volume would be read.
+        io(&container, name).discard(MIB..2 * MIB).unwrap();
+        backup.end_bulk().unwrap();
+        let found = ranges(|at, listing| backup.written(at, listing));
+        let [DiffRange { start: MIB, length, b: Content::Zero, .. }] = found[..] else { panic!("{name}: {found:?}") };
+        assert!(length >= 3 * BLOCK, "{name}: {length}");
+        backup.release().unwrap();
+    }
+}
+
+// rule: BAK-26
+#[test]
+fn volumes_of_any_durability_are_backed_up_but_undefined_ones_are_not() {
+    let (disk, container) = ones();
+    container.snapshot("v", "disposable").unwrap();
+    let none = VolumeChange { durability: Some(Durability::None), defined: false };
+    container.set_volume("disposable", none).unwrap();
+    let backup = container.begin_backup("disposable", None).unwrap();
+    fill(&container, "disposable", 0..BLOCK, 2);
+    assert!(shown(&container, &backup) == vec![1; SIZE as usize]);
+    backup.release().unwrap();
+    container.commit().unwrap();
+    drop((backup, container)); // not closed
+    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+    assert!(matches!(container.begin_backup("disposable", None), Err(Error::Undefined { .. })));
+    let backup = container.begin_backup("v", None).unwrap();
+    assert!(matches!(backup.set_base("disposable"), Err(Error::Undefined { .. })));
+    backup.release().unwrap();
+}
+
+// rule: BAK-3
+#[test]
+fn an_opening_for_changes_releases_what_backups_held() {
+    let (disk, container) = ones();
+    container.create_cache("nightly", limit(MIB)).unwrap();
+    let backup = container.begin_backup("v", Some("nightly")).unwrap();
+    fill(&container, "v", 0..SIZE, 2);
+    backup.end_bulk().unwrap();
+    container.commit().unwrap();
+    assert_eq!(container.instants().len(), 2);
+    drop((backup, container));
+    // For reading, nothing changes; the container is sound all the time.
+    let reader = Container::open(disk.clone(), OpenMode::ReadOnly).unwrap();
+    assert_eq!((reader.instants().len(), reader.volumes().len()), (2, 1));
+    drop(reader);
+    assert_eq!(check(&*disk).unwrap().outcome(), Outcome::Clean);
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    assert_eq!(container.instants(), []);
+    let [cache] = &container.caches()[..] else { panic!("{:?}", container.caches()) };
+    assert_eq!((&*cache.name, cache.used_bytes, cache.backups), ("nightly", 0, 0));
+    container.settle(10_000).unwrap();
+    container.close().unwrap();
+    assert_eq!(check(&*disk).unwrap().outcome(), Outcome::Clean);
+}
+
+// rules: BAK-20, BAK-21
+#[test]
+fn a_region_counts_what_newer_layers_shadow() {
+    let (_, container) = ones();
+    container.create_cache("nightly", limit(2 * SLAB_LEN)).unwrap();
+    let backup = container.begin_backup("v", Some("nightly")).unwrap();
+    let used = || container.caches()[0].used_bytes;
+    assert_eq!(used(), 0);
+    fill(&container, "v", 0..BLOCK, 2);
+    // A slab of data, and the table that leads to it.
+    assert_eq!(used(), 2 * SLAB_LEN);
+    assert!(!container.caches()[0].is_full() && container.caches()[0].is_high());
+    fill(&container, "v", BLOCK..2 * BLOCK, 2);
+    assert_eq!(used(), 2 * SLAB_LEN, "no new slab");
+    fill(&container, "v", MIB..MIB + BLOCK, 2);
+    assert_eq!(used(), 3 * SLAB_LEN);
+    assert!(container.caches()[0].is_full());
+    assert_eq!(backup.cost().unwrap().cache.unwrap().used_bytes, used());
+    assert!(matches!(container.begin_backup("v", Some("nightly")), Err(Error::CacheFull { .. })));
+    // Other backups do not count on it, and never more than the instant has.
+    let other = container.begin_backup("v", None).unwrap();
+    fill(&container, "v", 0..SIZE, 3);
+    let BackupUse { kept_bytes, cache, starves_guests } = other.cost().unwrap();
+    assert!(kept_bytes > 0 && cache.is_none() && !starves_guests);
+    let before = container.caches()[0].used_bytes;
+    for round in 0..5 {
+        container.snapshot("v", &format!("kept-{round}")).unwrap();
+        fill(&container, "v", 0..SIZE, round);
+    }
+    assert!(container.caches()[0].used_bytes <= (SIZE / SLAB_LEN + 1) * SLAB_LEN);
+    assert!(container.caches()[0].used_bytes >= before);
+    other.release().unwrap();
+    backup.release().unwrap();
+    assert_eq!(used(), 0);
+}
+
+// rule: BAK-20 — what nobody else uses any more counts in full.
+#[test]
+fn the_instant_of_a_deleted_volume_counts_all_that_it_keeps() {
+    let (_, container) = ones();
+    container.create_cache("nightly", limit(MIB)).unwrap();
+    let backup = container.begin_backup("v", Some("nightly")).unwrap();
+    container.delete_volume("v").unwrap();
+    assert_eq!(container.caches()[0].used_bytes, (SIZE / SLAB_LEN + 1) * SLAB_LEN);
+    backup.release().unwrap();
+}
+
+// rules: BAK-23, BAK-25, CAT-16
+#[test]
+fn regions_are_made_changed_grown_and_deleted() {
+    let (disk, container) = ones();
+    assert!(matches!(container.create_cache("n", CacheOptions::default()), Err(Error::BadCache { .. })));
+    assert!(matches!(container.create_cache("", limit(1)), Err(Error::BadName { .. })));
+    let growing = CacheOptions { growth_bytes: Some(MIB), ..limit(MIB) };
+    assert!(matches!(container.create_cache("n", growing), Err(Error::BadCache { .. })));
+    let growing = CacheOptions { most_bytes: Some(5 * MIB / 2), ..growing };
+    let cache = container.create_cache("n", growing).unwrap();
+    assert_eq!((cache.limit_bytes, cache.most_bytes, cache.high_water_percent), (MIB, 5 * MIB / 2, 80));
+    assert!(matches!(container.create_cache("n", growing), Err(Error::CacheExists { .. })));
+    for bad in [
+        CacheOptions { high_water_percent: Some(0), ..CacheOptions::default() },
+        CacheOptions { high_water_percent: Some(101), ..CacheOptions::default() },
+        limit(0),
+        limit(1 << 61),
+    ] {
+        assert!(matches!(container.resize_cache("n", bad), Err(Error::BadCache { .. })), "{bad:?}");
+    }
+    assert!(matches!(container.resize_cache("m", limit(1)), Err(Error::NoSuchCache { .. })));
+    assert!(matches!(container.begin_backup("v", Some("m")), Err(Error::NoSuchCache { .. })));
+    // A name of its own: volumes do not mind.
+    container.snapshot("v", "n").unwrap();
+
+    let backup = container.begin_backup("v", Some("n")).unwrap();
+    assert!(matches!(container.delete_cache("n"), Err(Error::CacheInUse { backups: 1, .. })));
+    fill(&container, "v", 0..SIZE, 2);
+    assert!(backup.cost().unwrap().cache.unwrap().is_full());
+    for _ in 0..2 {
+        assert!(!backup.grow_cache().unwrap(), "it may not become as large as it should");
+        assert_eq!(container.caches()[0].limit_bytes, 5 * MIB / 2);
+    }
+    // By as many steps as it takes.
+    let most_bytes = Some(100 * MIB);
+    let before = container.resize_cache("n", CacheOptions { most_bytes, ..CacheOptions::default() }).unwrap();
+    assert!(backup.grow_cache().unwrap());
+    let lack = before.used_bytes - before.limit_bytes;
+    assert_eq!(container.caches()[0].limit_bytes, before.limit_bytes + lack.div_ceil(MIB) * MIB);
+    assert!(lack > MIB);
+    container.resize_cache("n", limit(100 * MIB)).unwrap();
+    assert!(backup.grow_cache().unwrap() && container.caches()[0].limit_bytes == 100 * MIB);
+    container.close().unwrap();
+
+    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+    assert_eq!(container.caches()[0].limit_bytes, 100 * MIB);
+    container.delete_cache("n").unwrap();
+    assert!(matches!(container.delete_cache("n"), Err(Error::NoSuchCache { .. })));
+    assert_eq!(container.caches(), []);
+}
+
+// rule: BAK-24
+#[test]
+fn a_backup_that_keeps_what_guests_need_in_a_full_container_says_so() {
+    let (disk, container) = ones();
+    container.settle(10_000).unwrap();
+    let backup = container.begin_backup("v", None).unwrap();
+    disk.limit(Some(container.info().file_len_bytes));
+    container.create_volume("w", 1 << 30).unwrap();
+    let mut at = 0;
+    while container.space().unwrap().free_bytes >= 32 * SLAB_LEN {
+        fill(&container, "w", at..at + SLAB_LEN, 1);
+        at += SLAB_LEN;
+        container.maintain().unwrap();
+    }
+    container.settle(100).unwrap();
+    // It keeps nothing: ending it would help nobody.
+    assert!(!backup.cost().unwrap().starves_guests);
+    fill(&container, "v", 0..BLOCK, 2);
+    assert!(backup.cost().unwrap().starves_guests);
+    backup.release().unwrap();
+}

@@ -1,0 +1,157 @@
+//! `pitstop restore --from-backup`: a volume gets what a backup holds.
+//!
+//! Invariant: the volume changes in one command, when all has been read and shown to be whole; until then what is read goes
+//! to a volume with a temporary name (BAK-13). Does not: talk to a daemon: it moves data.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Piece};
+use pitstop_format::{Durability, VolumeIo};
+
+use super::import::{self, VolumeSink};
+use crate::copy::{self, Source};
+use crate::error::{Error, Result};
+use crate::image::{self, Backing, Format, ImageFile};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::render::{self, Output, printable};
+use crate::session::{self, Access, Connected, Direct, Session};
+use crate::view::VolumeView;
+
+/// What to restore, from what.
+#[derive(Debug)]
+pub(crate) struct Restore<'a> {
+    /// The container.
+    pub(crate) path: &'a Path,
+    /// The volume; made if it is not there.
+    pub(crate) name: &'a str,
+    /// The bulk.
+    pub(crate) bulk: &'a Path,
+    /// Its format; found out if absent.
+    pub(crate) format: Option<Format>,
+    /// What is written over it, in this order.
+    pub(crate) addenda: &'a [PathBuf],
+    /// For whom the result is.
+    pub(crate) output: Output,
+}
+
+type Addendum = AddendumReader<BufReader<File>>;
+
+/// Restores a volume.
+pub(crate) fn run(restore: &Restore<'_>) -> Result<()> {
+    let stop = interrupt::stop_flag().map_err(Error::Signals)?;
+    let (_, mut bulk) = image::source(ImageFile::open(restore.bulk)?, restore.format, Backing::Refuse)?;
+    let mut addenda = open(restore.addenda, bulk.len())?;
+    let mut session = session::open_direct(restore.path, Access::Change, "restored")?;
+    let result = fill(&mut session, restore, bulk.as_mut(), &mut addenda, &stop);
+    let closed = session.finish();
+    let volume = result?;
+    closed?;
+    render::show(restore.output, &volume, render::volume_line)
+}
+
+/// Opens the addenda and sees whether they belong together (BAK-14).
+fn open(paths: &[PathBuf], len_bytes: u64) -> Result<Vec<(PathBuf, Addendum)>> {
+    let mut before: Option<AddendumHeader> = None;
+    let mut opened = Vec::new();
+    for path in paths {
+        let file = ImageFile::open(path)?.file;
+        rewind(&file, path)?;
+        let reader = AddendumReader::new(BufReader::new(file)).map_err(unusable(path))?;
+        let header = *reader.header();
+        let problem = if header.size_bytes != len_bytes {
+            Some(format!("is of a volume of {} bytes, not of {len_bytes}", header.size_bytes))
+        } else if before.is_some_and(|before| before.container != header.container) {
+            Some("is of another container than the addendum before it".to_owned())
+        } else if before.is_some_and(|before| before.instant_unix_ns > header.instant_unix_ns) {
+            Some("is older than the addendum before it".to_owned())
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(Error::NotOfThisBackup { path: path.clone(), problem });
+        }
+        before = Some(header);
+        opened.push((path.clone(), reader));
+    }
+    Ok(opened)
+}
+
+/// Looking for its length has left the file at its end.
+fn rewind(mut file: &File, path: &Path) -> Result<()> {
+    std::io::Seek::rewind(&mut file).map_err(Error::file("read", path))
+}
+
+fn unusable(path: &Path) -> impl FnOnce(pitstop_format::addendum::AddendumError) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Addendum { path, source }
+}
+
+/// Fills a volume with a temporary name, then gives it, or what it holds, to the one that is meant.
+fn fill(
+    session: &mut Direct,
+    restore: &Restore<'_>,
+    bulk: &mut dyn Source,
+    addenda: &mut [(PathBuf, Addendum)],
+    stop: &AtomicBool,
+) -> Result<VolumeView> {
+    let exists = session.volumes()?.iter().any(|volume| volume.name == restore.name);
+    let temporary = if exists {
+        let temporary = import::temporary_name(restore.name);
+        session.create_volume(&temporary, bulk.len(), Durability::Flush)?;
+        temporary
+    } else {
+        import::reserve(session, restore.name, bulk.len())?
+    };
+    let filled = write(session, &temporary, restore.name, bulk, addenda, stop);
+    let done = filled.and_then(|()| {
+        if exists {
+            // Nobody but this program has the container, so no guest is connected.
+            session.refresh(restore.name, &temporary, Connected::Spare)?;
+            session.delete_volume(&temporary)
+        } else {
+            session.rename_volume(&temporary, restore.name)
+        }
+    });
+    if let Err(error) = done {
+        if let Err(left) = session.delete_volume(&temporary) {
+            crate::tell(format_args!(
+                "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
+            ));
+        }
+        return Err(error);
+    }
+    session.volume(restore.name)
+}
+
+/// The bulk, and the addenda over it (R22).
+fn write(
+    session: &Direct,
+    temporary: &str,
+    name: &str,
+    bulk: &mut dyn Source,
+    addenda: &mut [(PathBuf, Addendum)],
+    stop: &AtomicBool,
+) -> Result<()> {
+    let volume = session.opened().volume(temporary).map_err(session.failed())?;
+    let mut sink = VolumeSink { session, io: VolumeIo::new(session.opened(), volume) };
+    let progress = Progress::start(format!("restoring {}", printable(name)), bulk.len());
+    copy::copy(bulk, &mut sink, stop, &|offset| progress.at(offset))?;
+    for (path, addendum) in addenda {
+        while let Some(AddendumRange { start, piece }) = addendum.next_range().map_err(unusable(path))? {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { undone: "nothing was changed" });
+            }
+            let written = match piece {
+                Piece::Data(data) => sink.io.write_at(data, start),
+                Piece::Zeros(len) => sink.io.write_zeroes(start..start + len),
+            };
+            written.map_err(session.failed())?;
+            progress.at(start);
+        }
+    }
+    sink.io.flush().map_err(session.failed())
+}

@@ -1,0 +1,124 @@
+//! Backups and restores of a container that nobody holds.
+//!
+//! req: R21, R22. Rules: BAK-8, BAK-9, BAK-13, BAK-14, BAK-18.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{Pit, noise};
+use pitstop_format::{Container, FileDisk, OpenMode, VolumeIo};
+
+const LEN: usize = 4 << 20;
+
+/// Writes into volume `db`.
+fn write(pit: &Pit, at: u64, bytes: &[u8]) {
+    let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
+    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+    VolumeIo::new(&container, container.volume("db").unwrap()).write_at(bytes, at).unwrap();
+    container.close().unwrap();
+}
+
+/// `db` of noise, its backup `bulk`, and an addendum for each of three days; what `db` held on each, the backup's first.
+fn three_days(pit: &Pit) -> Vec<Vec<u8>> {
+    let mut model = noise(LEN, 1);
+    std::fs::write(pit.path("day-0"), &model).unwrap();
+    pit.ok(&["import", "disks.pit", "db", "day-0"]);
+    assert_eq!(pit.ok(&["backup", "disks.pit", "db", "bulk"]), "db: backed up to bulk\n");
+    let mut days = vec![model.clone()];
+    for day in 1..=3usize {
+        let before = format!("day-{}", day - 1);
+        pit.ok(&["snapshot", "disks.pit", "db", &before]);
+        let (at, bytes) = (day << 19, noise(50 * 512, day as u64 + 10));
+        write(pit, at as u64, &bytes);
+        model[at..at + bytes.len()].copy_from_slice(&bytes);
+        write(pit, (at + 65536) as u64, &[0; 8192]);
+        model[at + 65536..at + 65536 + 8192].fill(0);
+        pit.ok(&["backup", "disks.pit", "db", &format!("add-{day}"), "--since", &before]);
+        days.push(model.clone());
+    }
+    days
+}
+
+fn contents(pit: &Pit, name: &str) -> Vec<u8> {
+    pit.ok(&["export", "disks.pit", name, "exported", "--force"]);
+    std::fs::read(pit.path("exported")).unwrap()
+}
+
+#[test]
+fn every_day_of_a_chain_is_restored_over_what_is_there() {
+    let pit = Pit::new();
+    let days = three_days(&pit);
+    assert!((1..=3).all(|day| std::fs::metadata(pit.path(&format!("add-{day}"))).unwrap().len() < 100_000));
+    for last in [3, 0, 1, 2] {
+        let addenda = (1..=last).map(|day| format!("--addendum=add-{day}"));
+        let arguments: Vec<_> = ["restore", "disks.pit", "back", "--from-backup", "bulk"].map(String::from).into();
+        let arguments: Vec<String> = arguments.into_iter().chain(addenda).collect();
+        pit.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(contents(&pit, "back") == days[last], "day {last} is not restored");
+        assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
+    }
+    // Copies of what was there before keep it.
+    pit.ok(&["snapshot", "disks.pit", "back", "kept"]);
+    pit.ok(&["restore", "disks.pit", "back", "--from-backup", "bulk", "-f", "raw"]);
+    assert!(contents(&pit, "kept") == days[2] && contents(&pit, "back") == days[0]);
+    assert_eq!(pit.names().iter().filter(|name| name.starts_with("import-")).count(), 0);
+}
+
+#[test]
+fn files_that_do_not_belong_together_leave_the_volume_as_it_is() {
+    let pit = Pit::new();
+    let days = three_days(&pit);
+    let whole = std::fs::read(pit.path("add-2")).unwrap();
+    std::fs::write(pit.path("cut"), &whole[..whole.len() - 32]).unwrap();
+    let mut flipped = whole.clone();
+    flipped[5000] ^= 1;
+    std::fs::write(pit.path("flipped"), &flipped).unwrap();
+    std::fs::write(pit.path("small"), noise(1 << 20, 5)).unwrap();
+    let other = Pit::new();
+    three_days(&other);
+    std::fs::copy(other.path("add-2"), pit.path("other")).unwrap();
+    let names = pit.names();
+    let cases: [(&str, &[&str], &str); 6] = [
+        ("bulk", &["add-2", "add-1"], "is older than the addendum before it"),
+        ("bulk", &["add-1", "other"], "is of another container"),
+        ("bulk", &["cut"], "it is cut off"),
+        ("bulk", &["flipped"], "BAK-16"),
+        ("bulk", &["bulk"], "it is no addendum"),
+        ("small", &["add-1"], "is of a volume of 4194304 bytes, not of 1048576"),
+    ];
+    for (bulk, addenda, expected) in cases {
+        let mut arguments = vec!["restore", "disks.pit", "db", "--from-backup", bulk];
+        addenda.iter().for_each(|addendum| arguments.extend(["--addendum", addendum]));
+        let message = pit.fails(&arguments);
+        assert!(message.contains(expected), "{message}");
+        assert_eq!(pit.names(), names);
+    }
+    assert!(contents(&pit, "db") == days[3]);
+    assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_made() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "db", "--size", "1M"]);
+    pit.ok(&["volume", "create", "disks.pit", "small", "--size", "512K"]);
+    let cases: [(&[&str], &str); 5] = [
+        (&["backup", "disks.pit", "db", "disks.pit", "--force"], "is the container itself"),
+        (&["backup", "disks.pit", "none", "bulk"], "no volume named 'none'"),
+        (&["backup", "disks.pit", "db", "bulk", "--since", "small"], "differ in size"),
+        (&["backup", "disks.pit", "db", "bulk", "--cache", "none"], "no cache region named none"),
+        (&["backup", "disks.pit", "db", "no/bulk"], "cannot make a file in"),
+    ];
+    for (arguments, expected) in cases {
+        let message = pit.fails(arguments);
+        assert!(message.contains(expected), "{message}");
+        assert!(!pit.path("bulk").exists());
+    }
+    let usage = |arguments: &[&str]| assert_eq!(pit.run(arguments).status.code(), Some(2), "{arguments:?}");
+    usage(&["backup", "disks.pit", "db", "bulk", "--since", "db", "-O", "qcow2"]);
+    usage(&["backup", "disks.pit", "db", "bulk", "--in-place", "--addendum", "a"]);
+    usage(&["restore", "disks.pit", "db"]);
+    usage(&["restore", "disks.pit", "db", "--from", "a", "--from-backup", "b"]);
+    usage(&["restore", "disks.pit", "db", "--from", "a", "--addendum", "b"]);
+}
