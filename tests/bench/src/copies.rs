@@ -1,9 +1,8 @@
 //! Copies of many volumes, and copying in the background: how long, how many bytes, and what guests feel of it.
 //!
 //! A copy made real, then made again of a golden volume that has changed a little, beside a qcow2 overlay that has the
-//! same streamed into it; what a guest that reads is left of its rate meanwhile; a golden volume deleted that a thousand
-//! others read from, and fifty volumes copied at one instant, while guests write. Does not: compare contents, which tests
-//! do.
+//! same streamed into it; a golden volume deleted that a thousand others read from, and fifty volumes copied at one
+//! instant, while guests write. What jobs leave to guests is [`crate::beside`]'s. Does not: compare contents, which tests do.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,19 +10,20 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Result;
+use crate::beside;
 use crate::place::{Place, Results, RunningLoad};
 use crate::qmp::Qmp;
 use crate::rows::{Row, Runs};
 use crate::serve::{Contents, Effort, Server, Threads, pitstop, qemu_img_create, remove};
 use crate::trace;
 
-const GROUP: &str = "copies";
+pub(crate) const GROUP: &str = "copies";
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// Longest time for a job.
 const JOB_LIMIT: Duration = Duration::from_secs(120);
 /// Between two looks at a job.
-const LOOK: Duration = Duration::from_millis(5);
+pub(crate) const LOOK: Duration = Duration::from_millis(5);
 /// Bytes of the golden volume that is copied, and those of it that change, in pieces of so many.
 const CHANGES: (u64, u64) = (64 * MIB, 64 << 10);
 /// Volumes that read from one golden volume.
@@ -48,7 +48,7 @@ pub(crate) fn run(place: &Place, effort: Effort, results: &mut Results) -> Resul
         hydrations(place, effort, repetition, results)?;
         streams(place, effort, repetition, results)?;
     }
-    beside(place, effort, results)?;
+    beside::run(place, effort, results)?;
     for repetition in 0..effort.pick(3, 1) {
         deletion(place, effort, repetition, results)?;
     }
@@ -108,70 +108,6 @@ fn streams(place: &Place, effort: Effort, repetition: usize, results: &mut Resul
     }
     remove(&golden)?;
     remove(&overlay)
-}
-
-/// What a guest of the volume that is made real is left of its reads.
-fn beside(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
-    let (container, len) = (place.file("copies.pit"), effort.pick(4 * GIB, 512 * MIB));
-    let (golden, overlay) = (place.file("copies-golden.qcow2"), place.file("copies-overlay.qcow2"));
-    create(place, &container, &["golden", "ci"], len)?;
-    let server = Server::pitstopd(place, &container, &["golden".to_owned()])?;
-    write_all(&server, len)?;
-    server.end()?;
-    qemu_img_create(&golden, "cluster_size=64k", Contents::Zeros { size_bytes: len })?;
-    let server = Server::storage_daemon(place, std::slice::from_ref(&golden), Threads::Two)?;
-    write_all(&server, len)?;
-    server.end()?;
-    for turn in 0..effort.pick(5, 1) {
-        for work in ["beside-nothing", "beside-hydration"] {
-            let server = Server::pitstopd(place, &container, &["ci".to_owned()])?;
-            let mut qmp = server.qmp()?;
-            qmp.execute("x-pitstop-refresh", json!({ "name": "ci", "source": "golden" }))?;
-            crate::wear::wait_for_space(&server)?;
-            let begin = |qmp: &mut Qmp| {
-                let job = qmp.execute("x-pitstop-volume-hydrate", json!({ "name": "ci" }))?;
-                Ok(job["job"]["id"].as_str().ok_or("a refreshed volume has nothing to hydrate")?.to_owned())
-            };
-            results.add(record(work, "pitstop", turn, &reads_beside(place, &server, &mut qmp, work, begin)?))?;
-            drop(qmp);
-            server.end()?;
-            qemu_img_create(&overlay, "cluster_size=64k", Contents::Of { base: &golden, format: "qcow2" })?;
-            let server = Server::storage_daemon(place, std::slice::from_ref(&overlay), Threads::Main)?;
-            let mut qmp = server.qmp()?;
-            let begin = |qmp: &mut Qmp| {
-                qmp.execute("block-stream", json!({ "job-id": "stream", "device": "disk-0" }))?;
-                Ok("stream".to_owned())
-            };
-            results.add(record(work, "qcow2", turn, &reads_beside(place, &server, &mut qmp, work, begin)?))?;
-            drop(qmp);
-            server.end()?;
-        }
-    }
-    [&container, &golden, &overlay].into_iter().try_for_each(|file| remove(file))
-}
-
-/// Reads of a guest, beside the job that `begin` starts if `work` says so; the job is then cancelled.
-fn reads_beside(
-    place: &Place,
-    server: &Server,
-    qmp: &mut Qmp,
-    work: &str,
-    begin: impl FnOnce(&mut Qmp) -> Result<String>,
-) -> Result<Value> {
-    let load = place.start_load(&server.sockets[0], None, &["--depth", "8", "--ramp", "0.5", "--seconds", "1"])?;
-    let job = if work == "beside-hydration" { Some((begin(qmp)?, Instant::now())) } else { None };
-    let measured = load.wait()?;
-    let mut values = json!({ "iops": measured.iops, "p99_us": measured.latency_us.p99 });
-    if let Some((id, began)) = job {
-        let job = find_job(qmp, &id)?.ok_or("the job has ended before the guest: the volume is too small")?;
-        let copied = job["current-progress"].as_f64().ok_or("a job tells no progress")?;
-        values["copied_per_second"] = json!(copied / began.elapsed().as_secs_f64());
-        qmp.execute("job-cancel", json!({ "id": id }))?;
-        while find_job(qmp, &id)?.is_some() {
-            std::thread::sleep(LOOK);
-        }
-    }
-    Ok(values)
 }
 
 /// The golden volume goes while one of those that read from it is written.
@@ -258,7 +194,7 @@ fn groups(place: &Place, effort: Effort, results: &mut Results) -> Result<()> {
 }
 
 /// A container with volumes that read as zeros.
-fn create(place: &Place, container: &std::path::Path, volumes: &[&str], len: u64) -> Result<()> {
+pub(crate) fn create(place: &Place, container: &std::path::Path, volumes: &[&str], len: u64) -> Result<()> {
     remove(container)?;
     pitstop(place, &["create"], container, &[])?;
     for volume in volumes {
@@ -268,7 +204,7 @@ fn create(place: &Place, container: &std::path::Path, volumes: &[&str], len: u64
 }
 
 /// Writes the first `len` bytes of the first volume.
-fn write_all(server: &Server, len: u64) -> Result<()> {
+pub(crate) fn write_all(server: &Server, len: u64) -> Result<()> {
     trace::play(&server.sockets[0], &trace::sequential(len / MIB, MIB), 8)
 }
 
@@ -297,7 +233,8 @@ fn longest(loads: Vec<RunningLoad>) -> Result<f64> {
     Ok(measured.iter().map(|one| one.latency_us.max / 1e3).fold(0.0, f64::max))
 }
 
-fn find_job(qmp: &mut Qmp, id: &str) -> Result<Option<Value>> {
+/// Job `id`, if it is there.
+pub(crate) fn find_job(qmp: &mut Qmp, id: &str) -> Result<Option<Value>> {
     let jobs = qmp.execute("query-jobs", json!({}))?;
     Ok(jobs.as_array().into_iter().flatten().find(|job| job["id"] == id).cloned())
 }
@@ -342,19 +279,6 @@ pub(crate) fn rows(records: &[Value]) -> Vec<Row> {
             add(&format!("{name}, copied"), backend, copied, "MiB", mib(compared("copied_bytes")));
         }
     }
-    for backend in ["pitstop", "qcow2"] {
-        let (alone, beside) = (runs("beside-nothing", backend), runs("beside-hydration", backend));
-        add(
-            "reads while a copy is made real, beside those without",
-            backend,
-            beside.median("iops"),
-            "IOPS",
-            alone.median("iops"),
-        );
-        add("the same, p99 latency", backend, beside.median("p99_us"), "us", alone.median("p99_us"));
-        let copied = beside.median("copied_per_second").map(|bytes| bytes / MIB as f64);
-        add("the same, copied meanwhile", backend, copied, "MiB/s", None);
-    }
     let (deletion, quiet) = (runs("delete-golden", "pitstop"), runs("delete-nothing", "pitstop"));
     let name = format!("deletion of a volume that {DEPENDANTS} read from");
     add(&name, "pitstop", deletion.median("milliseconds"), "ms", None);
@@ -367,5 +291,6 @@ pub(crate) fn rows(records: &[Value]) -> Vec<Row> {
         let (longest, without) = (group.median("longest_request_ms"), quiet.median("longest_request_ms"));
         add("the same, longest request of all guests, beside that without", backend, longest, "ms", without);
     }
+    rows.extend(beside::rows(records));
     rows
 }

@@ -3,6 +3,7 @@
 //! `load` is the client, a process of its own; `run` starts each backend in turn and lets a client at it; `report` makes
 //! tables and charts of what was measured. Does not judge: a missed target is a row of the table, no error.
 
+mod beside;
 mod chart;
 mod copies;
 mod crowd;
