@@ -603,7 +603,7 @@ fn backups_are_the_same_through_a_daemon_and_are_restored() {
         back_up(&pitstop, &scratch, served, &bulk, &["--force"]);
         let restored = [
             vec!["--from-backup", text(&bulk)],
-            vec!["--from-backup", text(&qcow2)],
+            vec!["--from-backup", text(&qcow2), "--format", "qcow2"],
             vec!["--from-backup", text(&live), "--addendum", text(&addendum), "--addendum", text(&changes)],
         ];
         for (round, files) in restored.into_iter().enumerate() {

@@ -147,6 +147,12 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A volume is to be told apart from itself.
+    #[error("'{name}' has not changed since itself; name a copy of it that was backed up before")]
+    SinceItself {
+        /// The volume.
+        name: String,
+    },
     /// Source and target of a refresh are the same volume.
     #[error("volume '{name}' cannot be refreshed from itself; name another source")]
     SameVolume {

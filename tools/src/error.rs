@@ -305,6 +305,18 @@ pub(crate) enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A backup whose files would replace each other.
+    #[error("{} cannot be both the image and the addendum; name two files", shown(.path))]
+    AddendumIsTarget {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A bulk that looks like qcow2, which its guest may have seen to.
+    #[error("{} is a qcow2 image, or a raw one of a disk that begins like one; say --format qcow2 or --format raw", shown(.path))]
+    FormatIsUnsure {
+        /// The file.
+        path: PathBuf,
+    },
     /// A backup that has to be made into another format afterwards cannot be left to the daemon.
     #[error("a daemon writes raw images only, and this program converts: leave out --detach, or -O qcow2")]
     CannotDetach,

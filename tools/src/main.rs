@@ -408,7 +408,7 @@ enum Verb {
         /// Write this addendum over it; may be given several times, the oldest first
         #[arg(long, value_name = "FILE", requires = "from_backup")]
         addendum: Vec<PathBuf>,
-        /// Format of BULK; if absent, a file with qcow2 magic is qcow2 and any other raw
+        /// Format of BULK; raw if absent, but a file that looks like qcow2 is refused then: a guest can write that to a raw one
         #[arg(short, long, value_name = "FORMAT", requires = "from_backup")]
         format: Option<Format>,
         /// Restore even if a guest is connected to the volume

@@ -11,12 +11,17 @@ use pitstop_format::{Container, FileDisk, OpenMode, VolumeIo};
 
 const LEN: usize = 4 << 20;
 
-/// Writes into volume `db`.
-fn write(pit: &Pit, at: u64, bytes: &[u8]) {
+/// Changes a volume.
+fn change(pit: &Pit, name: &str, how: impl FnOnce(VolumeIo)) {
     let disk = FileDisk::open(&pit.container, OpenMode::ReadWrite).unwrap();
     let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
-    VolumeIo::new(&container, container.volume("db").unwrap()).write_at(bytes, at).unwrap();
+    how(VolumeIo::new(&container, container.volume(name).unwrap()));
     container.close().unwrap();
+}
+
+/// Writes into volume `db`.
+fn write(pit: &Pit, at: u64, bytes: &[u8]) {
+    change(pit, "db", |io| io.write_at(bytes, at).unwrap());
 }
 
 /// `db` of noise, its backup `bulk`, and an addendum for each of three days; what `db` held on each, the backup's first.
@@ -66,6 +71,19 @@ fn every_day_of_a_chain_is_restored_over_what_is_there() {
 }
 
 #[test]
+fn what_a_copy_held_when_it_was_backed_up_is_undone_by_changes_since_it() {
+    let pit = Pit::new();
+    pit.ok(&["volume", "create", "disks.pit", "db", "--size", "4M"]);
+    pit.ok(&["snapshot", "disks.pit", "db", "monday"]);
+    change(&pit, "monday", |io| io.write_at(&noise(8192, 3), 1 << 20).unwrap());
+    pit.ok(&["backup", "disks.pit", "monday", "bulk"]);
+    change(&pit, "monday", |io| io.write_zeroes(1 << 20..(1 << 20) + 8192).unwrap());
+    pit.ok(&["backup", "disks.pit", "db", "add", "--since", "monday"]);
+    pit.ok(&["restore", "disks.pit", "back", "--from-backup", "bulk", "--addendum", "add"]);
+    assert!(contents(&pit, "back") == vec![0; LEN]);
+}
+
+#[test]
 fn files_that_do_not_belong_together_leave_the_volume_as_it_is() {
     let pit = Pit::new();
     let days = three_days(&pit);
@@ -75,11 +93,16 @@ fn files_that_do_not_belong_together_leave_the_volume_as_it_is() {
     flipped[5000] ^= 1;
     std::fs::write(pit.path("flipped"), &flipped).unwrap();
     std::fs::write(pit.path("small"), noise(1 << 20, 5)).unwrap();
+    pit.ok(&["backup", "disks.pit", "db", "live", "--addendum", "originals"]);
+    // A guest wrote that to its disk.
+    std::fs::write(pit.path("guests"), [&b"QFI\xfb\0\0\0\x03"[..], &[0; (4 << 20) - 8]].concat()).unwrap();
     let other = Pit::new();
     three_days(&other);
     std::fs::copy(other.path("add-2"), pit.path("other")).unwrap();
     let names = pit.names();
-    let cases: [(&str, &[&str], &str); 6] = [
+    let cases: [(&str, &[&str], &str); 8] = [
+        ("bulk", &["add-1", "originals"], "has original images"),
+        ("guests", &[], "say --format qcow2 or --format raw"),
         ("bulk", &["add-2", "add-1"], "is older than the addendum before it"),
         ("bulk", &["add-1", "other"], "is of another container"),
         ("bulk", &["cut"], "it is cut off"),
@@ -103,7 +126,9 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let pit = Pit::new();
     pit.ok(&["volume", "create", "disks.pit", "db", "--size", "1M"]);
     pit.ok(&["volume", "create", "disks.pit", "small", "--size", "512K"]);
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 7] = [
+        (&["backup", "disks.pit", "db", "bulk", "--since", "db"], "has not changed since itself"),
+        (&["backup", "disks.pit", "db", "bulk", "--addendum", "./bulk"], "cannot be both"),
         (&["backup", "disks.pit", "db", "disks.pit", "--force"], "is the container itself"),
         (&["backup", "disks.pit", "none", "bulk"], "no volume named 'none'"),
         (&["backup", "disks.pit", "db", "bulk", "--since", "small"], "differ in size"),

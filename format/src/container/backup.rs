@@ -253,9 +253,13 @@ impl Backup {
     /// Makes volume `name` what [`Backup::changed_since`] compares with; returns the instant that it is a copy of, or was
     /// made at, in nanoseconds since 1970.
     ///
-    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`]; [`Error::BadSize`] if it has another size than the source had.
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`]; [`Error::SinceItself`] for the source itself;
+    /// [`Error::BadSize`] if it has another size than the source had.
     pub fn set_base(&self, name: &str) -> Result<i64> {
         let copy = self.container.defined_volume(name)?;
+        if copy.id() == self.source.id() {
+            return Err(Error::SinceItself { name: name.to_owned() });
+        }
         if copy.size() != self.instant.size() {
             return Err(Error::BadSize {
                 size: copy.size(),
@@ -275,7 +279,8 @@ impl Backup {
         let Some(Base { copy, refreshes }) = super::lock(&self.base).clone() else {
             return Err(Error::VolumeGone { name: self.source.name() });
         };
-        let step = self.diff([self.id(), copy.id()], start, listing, Zeros::Alike);
+        // The copy's own backup may hold what was in it before it was written (BAK-8).
+        let step = self.diff([self.id(), copy.id()], start, listing, Zeros::ByLayer);
         // What was found counts only if the base was the same all the time.
         if copy.refreshes().is_none() || copy.refreshes() != refreshes {
             return Err(Error::SourceChanged { name: copy.name() });

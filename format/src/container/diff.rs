@@ -12,7 +12,7 @@ use super::Container;
 use super::maps::{Content, List, Listing, Looks, Side, Spot, Spots, placed, same_until};
 use super::relations::Common;
 use super::state::State;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::{BlockMask, ChunkNo, LayerId, VolumeId};
 
 /// Which of two volumes has a block that the other does not share.
@@ -107,6 +107,18 @@ impl Container {
             Zeros::Alike,
             given_up,
         )
+    }
+
+    /// Where volume `name` may differ from what `copy` is, or was since it was made, from byte `start` on; nobody may write
+    /// either meanwhile (BAK-8).
+    ///
+    /// Errors: as [`Container::diff`], and [`Error::SinceItself`](crate::Error::SinceItself).
+    pub fn changed_since(&self, name: &str, copy: &str, start: u64, listing: Listing) -> Result<DiffStep> {
+        if name == copy {
+            return Err(Error::SinceItself { name: name.to_owned() });
+        }
+        let find = |state: &State| Ok([state.defined_volume_id(name)?, state.defined_volume_id(copy)?]);
+        self.diff_found(find, start, listing, Zeros::ByLayer, &AtomicBool::new(false))
     }
 
     /// The difference of the two volumes that `find` finds.

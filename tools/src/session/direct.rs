@@ -55,6 +55,11 @@ impl Direct {
         &self.container
     }
 
+    /// Where volume `name` may differ from what `copy` is, or was since it was made.
+    pub(crate) fn changed_since(&self, name: &str, copy: &str, start: u64) -> Result<DiffStepView> {
+        view(&self.container.changed_since(name, copy, start, listing(Want::Ranges)).map_err(self.failed())?)
+    }
+
     /// Puts an error of this container into words.
     pub(crate) fn failed(&self) -> impl FnOnce(pitstop_format::Error) -> Error + use<> {
         Error::container(&self.path)

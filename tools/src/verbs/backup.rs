@@ -60,6 +60,9 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
             return Err(Error::TargetIsContainer { path: file.to_owned() });
         }
     }
+    if backup.how.addendum.as_deref().is_some_and(|addendum| is_same_file(addendum, backup.target)) {
+        return Err(Error::AddendumIsTarget { path: backup.target.to_owned() });
+    }
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
     let job = match session::way(backup.path)? {
         Way::File(direct) => closed(direct, backup, &stop).map(|()| None)?,
@@ -70,6 +73,16 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
         Some(job) => format!("{}: job {}\n", printable(backup.name), printable(&job.id)),
         None => format!("{}: backed up to {}\n", printable(backup.name), printable(&done.target.to_string_lossy())),
     })
+}
+
+/// Whether two paths lead to one file, or would if it were there.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let path = std::path::absolute(path).ok()?;
+        let folder = std::fs::canonicalize(path.parent()?).ok()?;
+        Some(folder.join(path.file_name()?))
+    };
+    a == b || place(a).is_some_and(|place_of_a| Some(place_of_a) == place(b))
 }
 
 /// Has the daemon do it.
@@ -92,7 +105,12 @@ fn served(daemon: &mut Daemon, backup: &Backup<'_>, stop: &AtomicBool) -> Result
     let made = Target::create(backup.target, overwrite(&how))?;
     let raw = target.with_file_name(format!(".pitstop-backup-{}.raw", std::process::id()));
     let job = daemon.backup(backup.name, &raw, &how)?;
-    let converted = wait(daemon, &job, stop).and_then(|()| {
+    let waited = wait(daemon, &job, stop).inspect_err(|_| {
+        // Nobody would make an image of what it goes on to write. It may have ended.
+        drop(daemon.order_job(&job.id, JobOrder::Cancel));
+        drop(daemon.order_job(&job.id, JobOrder::Dismiss));
+    });
+    let converted = waited.and_then(|()| {
         let (_, mut source) = image::source(ImageFile::open(&raw)?, Some(Format::Raw), Backing::Refuse)?;
         let progress = Progress::start(format!("converting {}", printable(backup.name)), source.len());
         export::write(source.as_mut(), &made, backup.format, stop, &progress)?;
@@ -184,7 +202,7 @@ fn changes(
     let progress = Progress::start(format!("backing up {}", printable(backup.name)), size_bytes);
     let mut next = Some(0);
     while let Some(start) = next {
-        let step = session.diff(backup.name, copy, start, Want::Ranges)?;
+        let step = session.changed_since(backup.name, copy, start)?;
         let source = session.source(backup.name)?;
         let mut source = Limited { source, speed: backup.how.speed, even_at: Instant::now() };
         for range in step.ranges {

@@ -143,6 +143,11 @@ pub(super) fn until_end(session: &mut dyn Session, job: &JobView, stop: &AtomicB
             });
         }
         let Some(now) = session.jobs()?.into_iter().find(|other| other.id == job.id) else {
+            if last.kind == "backup" {
+                let reason =
+                    "another dismissed it before it was seen here how; its file is there if it has done its work";
+                return Err(Error::JobEnded { id: last.id, reason: reason.to_owned() });
+            }
             return ended(session, &last);
         };
         if now.is_over() && now.kind == "backup" {

@@ -8,7 +8,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Piece};
+use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Piece, Purpose};
 use pitstop_format::{Durability, VolumeIo};
 
 use super::import::{self, VolumeSink};
@@ -30,7 +30,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) name: &'a str,
     /// The bulk.
     pub(crate) bulk: &'a Path,
-    /// Its format; found out if absent.
+    /// Its format; raw if absent, unless it looks like another.
     pub(crate) format: Option<Format>,
     /// What is written over it, in this order.
     pub(crate) addenda: &'a [PathBuf],
@@ -43,7 +43,11 @@ type Addendum = AddendumReader<BufReader<File>>;
 /// Restores a volume.
 pub(crate) fn run(restore: &Restore<'_>) -> Result<()> {
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
-    let (_, mut bulk) = image::source(ImageFile::open(restore.bulk)?, restore.format, Backing::Refuse)?;
+    let (found, mut bulk) = image::source(ImageFile::open(restore.bulk)?, restore.format, Backing::Refuse)?;
+    if restore.format.is_none() && found != Format::Raw {
+        // A raw image whose guest wrote that to its first sector looks the same.
+        return Err(Error::FormatIsUnsure { path: restore.bulk.to_owned() });
+    }
     let mut addenda = open(restore.addenda, bulk.len())?;
     let mut session = session::open_direct(restore.path, Access::Change, "restored")?;
     let result = fill(&mut session, restore, bulk.as_mut(), &mut addenda, &stop);
@@ -68,6 +72,8 @@ fn open(paths: &[PathBuf], len_bytes: u64) -> Result<Vec<(PathBuf, Addendum)>> {
             Some("is of another container than the addendum before it".to_owned())
         } else if before.is_some_and(|before| before.instant_unix_ns > header.instant_unix_ns) {
             Some("is older than the addendum before it".to_owned())
+        } else if before.is_some() && header.purpose == Purpose::OriginalImages {
+            Some("has original images, which belong right over their bulk".to_owned())
         } else {
             None
         };
