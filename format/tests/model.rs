@@ -115,6 +115,6 @@ fn volumes_and_copies_survive_a_crash_at_every_write() {
         assert!(few || *count > 0, "the workload no longer reaches: {what}");
     }
     println!("  {} bytes verified after crashes", counts.verified);
-    assert!(few || counts.verified > 0, "no crash state has tags");
+    assert!(few || counts.places == 0 || counts.verified > 0, "no crash state has tags");
     assert!(soak || counts.distinct >= STATES, "only {} crash states, {STATES} are promised", counts.distinct);
 }
