@@ -21,7 +21,7 @@ use crate::jobs::{JobOrder, JobView};
 use crate::maps::ContentView;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
-use crate::session::{self, Daemon, Direct, Session, Want, Way};
+use crate::session::{self, Daemon, Direct, Session, Way};
 
 /// What to back up, and as what.
 #[derive(Debug)]
