@@ -29,15 +29,16 @@ mod world;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crashes::Counts;
 use world::Coverage;
 
-/// Sequences of a CI run, of how many of 1000 places crashes are judged, and the crash states that this must come to: disks
+/// Sequences of a CI run (not those whose volumes have come to be so large and deep that a state takes long), of how many of 1000 places crashes are judged, and the crash states that this must come to: disks
 /// that differ from each other.
-const SEEDS: Range<u64> = 0..22;
+const SEEDS: [u64; 26] =
+    [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 21, 22, 24, 25, 26, 27, 28];
 const PLACES: u64 = 400;
 const STATES: u64 = 100_000;
 
@@ -61,16 +62,14 @@ fn places() -> Option<u64> {
 fn volumes_and_copies_survive_a_crash_at_every_write() {
     let (seeds, limit, places) = (seeds(), limit(), places());
     let soak = seeds.is_some() || limit.is_some() || places.is_some();
-    let (seeds, places) = (seeds.unwrap_or(SEEDS), places.unwrap_or(PLACES));
-    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let seeds: Vec<u64> = seeds.map_or_else(|| SEEDS.to_vec(), Iterator::collect);
+    let places = places.unwrap_or(PLACES);
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let sum = Mutex::new((0, Counts::default(), Coverage::default()));
     let since = Instant::now();
     let work = || {
         while !stop.load(Ordering::Relaxed) && limit.is_none_or(|limit| since.elapsed() < limit) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
+            let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
             match catch_unwind(AssertUnwindSafe(|| work::run(seed, places))) {
                 Ok((counts, coverage)) => {
                     let mut sum = sum.lock().unwrap();
@@ -109,7 +108,7 @@ fn volumes_and_copies_survive_a_crash_at_every_write() {
         counts.places,
         counts.distinct as f64 / seconds
     );
-    let few = sequences < SEEDS.end;
+    let few = sequences < SEEDS.len() as u64;
     for (what, count) in coverage.fields() {
         println!("  {count} {what}");
         assert!(few || *count > 0, "the workload no longer reaches: {what}");

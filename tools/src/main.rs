@@ -406,10 +406,10 @@ enum Verb {
         #[arg(long, value_name = "BULK")]
         from_backup: Option<PathBuf>,
         /// Write this addendum over it; may be given several times, the oldest first
-        #[arg(long, value_name = "FILE", requires = "from_backup")]
+        #[arg(long, value_name = "FILE", requires = "from_backup", conflicts_with = "from")]
         addendum: Vec<PathBuf>,
         /// Format of BULK; raw if absent, but a file that looks like qcow2 is refused then: a guest can write that to a raw one
-        #[arg(short, long, value_name = "FORMAT", requires = "from_backup")]
+        #[arg(short, long, value_name = "FORMAT", requires = "from_backup", conflicts_with = "from")]
         format: Option<Format>,
         /// Restore even if a guest is connected to the volume
         ///

@@ -77,6 +77,8 @@ fn late_writes_that_are_held_in_flight_end_in_neither_volume_after_a_drop() {
     assert_eq!(writes(&mut v, 0, 2, LEN), OK);
     scene.fs.hold_writes_of(Some(HELD));
     submit(&mut v, 0, HELD);
+    // One after the other: neighbours that come together go as one write.
+    wait_until("the storage has the first", || scene.fs.held() == 1);
     submit(&mut v, LEN as u64, HELD);
     wait_until("the storage has both", || scene.fs.held() == 2);
     // They are given up: neither the command waits for them, nor what begins after it.
