@@ -35,6 +35,8 @@ pub(crate) struct Part {
     pub(crate) name: &'static str,
     /// What stands above its table.
     pub(crate) title: &'static str,
+    /// Measured only if `--only` asks for it.
+    if_named: bool,
     run: fn(&Place, Effort, &mut Results) -> Result<()>,
     /// Its table, made of all records.
     pub(crate) rows: fn(&[Value]) -> Vec<Row>,
@@ -42,16 +44,17 @@ pub(crate) struct Part {
 
 /// Every such part.
 pub(crate) const PARTS: &[Part] = &[
-    Part { name: "operations", title: "Operations", run: operations::run, rows: operations::rows },
+    Part { name: "operations", title: "Operations", if_named: false, run: operations::run, rows: operations::rows },
     Part {
         name: "copies",
         title: "Copies in the background, and of many volumes",
+        if_named: true,
         run: copies::run,
         rows: copies::rows,
     },
-    Part { name: "wear", title: "Space and wear", run: wear::run, rows: wear::rows },
-    Part { name: "tags", title: "Tags", run: tags::run, rows: tags::rows },
-    Part { name: "scale", title: "Scale", run: scale::run, rows: scale::rows },
+    Part { name: "wear", title: "Space and wear", if_named: false, run: wear::run, rows: wear::rows },
+    Part { name: "tags", title: "Tags", if_named: true, run: tags::run, rows: tags::rows },
+    Part { name: "scale", title: "Scale", if_named: false, run: scale::run, rows: scale::rows },
 ];
 
 /// What to measure.
@@ -96,7 +99,10 @@ impl Options {
 /// A backend or a load fails, there is no space, or nothing is called what `--only` says.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let works: Vec<&Work> = WORKS.iter().filter(|work| options.wants(work.area.group(), work.name)).collect();
-    let parts: Vec<&Part> = PARTS.iter().filter(|part| options.wants(part.name, part.name)).collect();
+    let parts: Vec<&Part> = PARTS
+        .iter()
+        .filter(|part| options.wants(part.name, part.name) && !(part.if_named && options.only.is_empty()))
+        .collect();
     if works.is_empty() && parts.is_empty() {
         return Err("no work is called so; the names are in the tables of docs/performance.md".into());
     }
