@@ -11,7 +11,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{ExportConfig, SocketSource};
+use crate::daemon::lock;
 use crate::dataplane::DataDisk;
 use crate::events::Events;
 use crate::jobs::{Activity, Jobs};
@@ -478,8 +479,4 @@ fn wait_readable<const N: usize>(fds: [Option<RawFd>; N], timeout_ms: libc::c_in
     // SAFETY: the array lives until the call returns and has N elements.
     unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout_ms) };
     polled.map(|fd| fd.revents != 0)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

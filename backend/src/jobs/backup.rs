@@ -8,7 +8,7 @@ mod copying;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pitstop_format::addendum::{AddendumHeader, AddendumWriter, Purpose};
@@ -18,7 +18,7 @@ use self::copying::{Phase, State, Trouble};
 use super::target::Target;
 use super::work::{JobKind, Progress, Settings, Step, Work};
 use super::{Dismissal, JobStatus, Jobs};
-use crate::daemon::Event;
+use crate::daemon::{Event, lock};
 use crate::events::Events;
 
 /// How often it is looked at whether a backup must end (BAK-21).
@@ -78,10 +78,6 @@ struct BackupJob {
     warned: AtomicBool,
     /// When it was last looked whether it must end, since the last step, and what came of it.
     looked: Mutex<Option<(Instant, bool)>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn id_of(instant: VolumeId) -> String {
@@ -234,9 +230,7 @@ impl Work for BackupJob {
             Ok(step) => step,
             Err(Trouble::Failed(reason)) if self.reason_to_end().is_none() => Step::Failed(reason),
             Err(Trouble::Failed(reason) | Trouble::Hopeless(reason)) => {
-                if let Err(error) = self.give_up() {
-                    log::error!("what the backup held in the container is not released: {error}");
-                }
+                self.end();
                 Step::GivenUp(reason)
             }
         }

@@ -27,6 +27,16 @@ fn take_over(scene: &Scene, qmp: &mut Qmp) -> Client {
     Client::connect(&socket, Style::PLAIN)
 }
 
+/// A view of four blocks of 1, of which the source has 2 in the first. Writes that begin with [`HELD`] are held from now on.
+fn taken_over(scene: &Scene) -> (Qmp, Client, Client) {
+    let (mut qmp, mut v) = (scene.qmp(), scene.guest("v"));
+    assert_eq!(writes(&mut v, 0, 1, 4 * LEN), OK);
+    let new = take_over(scene, &mut qmp);
+    assert_eq!(writes(&mut v, 0, 2, LEN), OK);
+    scene.fs.hold_writes_of(Some(HELD));
+    (qmp, v, new)
+}
+
 /// Both volumes' first bytes at this place.
 fn both(v: &mut Client, new: &mut Client, offset: u64) -> (u8, u8) {
     (v.read(offset, LEN)[0], new.read(offset, LEN)[0])
@@ -71,11 +81,7 @@ fn a_view_is_made_and_used_while_writes_of_before_are_held_in_flight() {
 #[test]
 fn late_writes_that_are_held_in_flight_end_in_neither_volume_after_a_drop() {
     let scene = Scene::new();
-    let (mut qmp, mut v) = (scene.qmp(), scene.guest("v"));
-    assert_eq!(writes(&mut v, 0, 1, 4 * LEN), OK);
-    let mut new = take_over(&scene, &mut qmp);
-    assert_eq!(writes(&mut v, 0, 2, LEN), OK);
-    scene.fs.hold_writes_of(Some(HELD));
+    let (mut qmp, mut v, mut new) = taken_over(&scene);
     submit(&mut v, 0, HELD);
     // One after the other: neighbours that come together go as one write.
     wait_until("the storage has the first", || scene.fs.held() == 1);
@@ -103,11 +109,7 @@ fn late_writes_that_are_held_in_flight_end_in_neither_volume_after_a_drop() {
 #[test]
 fn blocks_are_found_while_a_write_through_the_view_is_held_in_flight() {
     let scene = Scene::new();
-    let (mut qmp, mut v) = (scene.qmp(), scene.guest("v"));
-    assert_eq!(writes(&mut v, 0, 1, 4 * LEN), OK);
-    let mut new = take_over(&scene, &mut qmp);
-    assert_eq!(writes(&mut v, 0, 2, LEN), OK);
-    scene.fs.hold_writes_of(Some(HELD));
+    let (qmp, mut v, mut new) = taken_over(&scene);
     submit(&mut new, 0, HELD);
     submit(&mut new, 3 * LEN as u64, HELD);
     wait_until("the storage has both", || scene.fs.held() == 2);

@@ -315,15 +315,8 @@ impl Container {
                 Ok(None) => return Some((slabs, Some(Hindrance::of_space(&state)))),
                 Err(load) => return Some((slabs, Some(Hindrance::Page(load)))),
             };
-            let slab = match entry.slab() {
-                slab if slab.0 != 0 => slab,
-                _ => {
-                    let Some(slab) = state.take_slab() else {
-                        return Some((slabs, Some(Hindrance::of_space(&state))));
-                    };
-                    entry.set_slab(slab);
-                    slab
-                }
+            let Some(slab) = state.slab_for(&entry) else {
+                return Some((slabs, Some(Hindrance::of_space(&state))));
             };
             state.claim(&entry, piece.mask);
             slabs.push(slab);

@@ -556,6 +556,17 @@ impl State {
 
     // --- entries ---
 
+    /// The slab of an entry, which gets a free one if it has none; `None` if there is none.
+    pub(crate) fn slab_for(&mut self, entry: &EntryRef) -> Option<SlabNo> {
+        let slab = entry.slab();
+        if slab.0 != 0 {
+            return Some(slab);
+        }
+        let slab = self.take_slab()?;
+        entry.set_slab(slab);
+        Some(slab)
+    }
+
     /// The chunk's entry in `layer` for changing it: makes the table and page if there are none.
     ///
     /// `Ok(None)`: no slab is free for the table. `Err`: the page must be loaded first.

@@ -124,15 +124,8 @@ impl WriteTicket {
         let has = piece.blocks() & (view.d | view.z);
         let parts = has & !piece.whole_blocks();
         if parts != 0 {
-            let slab = match entry.slab() {
-                slab if slab.0 != 0 => slab,
-                _ => {
-                    let Some(slab) = state.take_slab() else {
-                        return Err(out_of_space(state, waker));
-                    };
-                    entry.set_slab(slab);
-                    slab
-                }
+            let Some(slab) = state.slab_for(&entry) else {
+                return Err(out_of_space(state, waker));
             };
             self.claim(state, &entry, piece.chunk, parts, Claimed::Above);
             self.push_blocks(piece, slab, parts & view.d);

@@ -287,15 +287,8 @@ impl WriteTicket {
         let first_writes = blocks & !view.d;
         let partial = first_writes & !piece.whole_blocks();
         let sources = self.edge_sources(layer, piece.chunk, partial, waker)?;
-        let slab = match entry.slab() {
-            slab if slab.0 != 0 => slab,
-            _ => {
-                let Some(slab) = state.take_slab() else {
-                    return Err(out_of_space(state, waker));
-                };
-                entry.set_slab(slab);
-                slab
-            }
+        let Some(slab) = state.slab_for(&entry) else {
+            return Err(out_of_space(state, waker));
         };
         // The rest of a block above a view's head is taken from there: its overwrites are claimed, too.
         let claimed = if writers.upper().is_some() { blocks } else { first_writes };

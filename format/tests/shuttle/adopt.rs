@@ -3,33 +3,15 @@
 //!
 //! Rules: REL-2, REL-5 to REL-8, LAY-30 (design rules 6, 20).
 
-use pitstop_format::{Container, HydrateEnd, HydrateStep, VolumeState};
+use pitstop_format::{Container, HydrateEnd, VolumeState};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
 use crate::explore::{pick, scenario};
 use crate::journal::fill_journal;
-use crate::world::{FOREIGN, World, exists, in_chunk, maintain, maintain_some, put, uniform, value};
+use crate::world::{FOREIGN, World, exists, fill, in_chunk, maintain, put, state, uniform, value};
 
 const SIZE: u64 = 1 << 20;
-
-/// Steps of ci's hydration until it ends.
-fn fill(container: &Container) -> HydrateEnd {
-    let Some(layer) = container.hydrations().first().map(|hydration| hydration.layer) else {
-        return HydrateEnd::Cancelled;
-    };
-    loop {
-        match container.hydrate_step(layer, 1 + pick(2) * SIZE).unwrap() {
-            HydrateStep::Ended(end) => return end,
-            HydrateStep::Copied(_) => {}
-            // Nobody else may be there to make room.
-            HydrateStep::Blocked(_) => {
-                maintain_some(container, 1);
-                thread::yield_now();
-            }
-        }
-    }
-}
 
 /// `ci` was hydrated from `golden`; since then golden has another block in chunk 1, and ci one of its own in chunk 2.
 fn prepare(container: &Container) {
@@ -51,10 +33,6 @@ fn holds(container: &Container, volume: &str) {
     let first = at(0, 0);
     assert!(first == 1 || first == 9, "{volume} shows {first}");
     assert_eq!([at(0, 1), at(1, 0), at(1, 1), at(2, 0), at(2, 1), at(3, 0)], [1, 4, 2, 3, 3, 0], "{volume}");
-}
-
-fn state(container: &Container, name: &str) -> VolumeState {
-    container.volumes().into_iter().find(|volume| volume.name == name).unwrap().state
 }
 
 fn adopted_bytes(container: &Container) -> u64 {

@@ -7,8 +7,9 @@ use std::task::{Wake, Waker};
 use pitstop_format::check::Outcome;
 use pitstop_format::testing::{Crash, Event, Fate, SimDisk};
 use pitstop_format::{
-    BLOCK_LEN, Container, CreateOptions, Edge, EdgeSource, Error, Flush, FlushStep, Maintained, OpenMode, Planned,
-    ReadPlan, ReadSegment, Result, SLAB_LEN, Volume, VolumeIo, WriteSegment, ZeroKind,
+    BLOCK_LEN, Container, CreateOptions, Edge, EdgeSource, Error, Flush, FlushStep, HydrateEnd, HydrateStep,
+    Maintained, OpenMode, Planned, ReadPlan, ReadSegment, Result, SLAB_LEN, Volume, VolumeIo, VolumeState,
+    WriteSegment, ZeroKind,
 };
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread::{self, Thread};
@@ -305,4 +306,26 @@ pub fn leave_foreign_slabs(container: &Container) {
 
 pub fn exists(container: &Container, volume: &str) -> bool {
     container.volume(volume).is_ok()
+}
+
+/// Steps of the only hydration until it ends; volumes have a MiB.
+pub fn fill(container: &Container) -> HydrateEnd {
+    let Some(layer) = container.hydrations().first().map(|hydration| hydration.layer) else {
+        return HydrateEnd::Cancelled;
+    };
+    loop {
+        match container.hydrate_step(layer, 1 + pick(2) * (1 << 20)).unwrap() {
+            HydrateStep::Ended(end) => return end,
+            HydrateStep::Copied(_) => {}
+            // Nobody else may be there to make room.
+            HydrateStep::Blocked(_) => {
+                maintain_some(container, 1);
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+pub fn state(container: &Container, name: &str) -> VolumeState {
+    container.volumes().into_iter().find(|volume| volume.name == name).unwrap().state
 }

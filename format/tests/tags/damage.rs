@@ -1,7 +1,7 @@
 //! Data that a disk has changed or delivers from another place.
 
 use pitstop_format::check::Severity;
-use pitstop_format::{Error, OpenMode, SLAB_LEN, SealEnd, Verify};
+use pitstop_format::{Error, OpenMode, SLAB_LEN, SealEnd};
 
 use crate::support::*;
 
@@ -78,14 +78,7 @@ fn what_is_not_sealed_is_not_verified() {
 // rules: TAG-5, TAG-6 — a merge does not carry damage on: it does not happen.
 #[test]
 fn a_merge_fails_rather_than_copy_damage() {
-    let (disk, container) = new_container(MIB);
-    container.create_volume("v", SIZE).unwrap();
-    container.set_verify("v", Verify::Copy).unwrap();
-    fill(&container, "v", 0..2 * BLOCK, 1);
-    container.snapshot("v", "a").unwrap();
-    fill(&container, "v", BLOCK..2 * BLOCK, 2);
-    container.snapshot("v", "b").unwrap();
-    seal_all(&container);
+    let (disk, container) = two_sealed();
     container.delete_volume("a").unwrap();
     let place = place_of(&container, "v", 0);
     disk.flip(place, 1);
@@ -162,14 +155,7 @@ fn a_write_to_a_part_of_a_damaged_block_fails() {
 #[test]
 fn a_slab_freed_behind_a_plan_does_not_count_as_not_sealed() {
     use pitstop_format::{Planned, ReadPlan, TagStep, TaggedRead};
-    let (_, container) = new_container(MIB);
-    container.create_volume("v", SIZE).unwrap();
-    container.set_verify("v", Verify::Copy).unwrap();
-    fill(&container, "v", 0..2 * BLOCK, 1);
-    container.snapshot("v", "a").unwrap();
-    fill(&container, "v", BLOCK..2 * BLOCK, 2);
-    container.snapshot("v", "b").unwrap();
-    seal_all(&container);
+    let (_, container) = two_sealed();
     let volume = container.volume("v").unwrap();
     let look = |plan: &mut ReadPlan| {
         assert!(matches!(volume.plan_read(0..512, plan), Ok(Planned::Ready(()))));

@@ -45,6 +45,19 @@ pub fn sealed() -> (Arc<SimDisk>, Container) {
     (disk, container)
 }
 
+/// Volume `v` over two sealed layers: block 0 is in the lower one (`a`), block 1 in both (`b`).
+pub fn two_sealed() -> (Arc<SimDisk>, Container) {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("v", SIZE).unwrap();
+    container.set_verify("v", Verify::Copy).unwrap();
+    fill(&container, "v", 0..2 * BLOCK, 1);
+    container.snapshot("v", "a").unwrap();
+    fill(&container, "v", BLOCK..2 * BLOCK, 2);
+    container.snapshot("v", "b").unwrap();
+    seal_all(&container);
+    (disk, container)
+}
+
 pub fn counts(container: &Container, name: &str) -> MapCounts {
     let step = container.map(name, 0, Listing::Counts).unwrap();
     assert_eq!(step.next, None);

@@ -11,7 +11,8 @@ use pitstop_format::{Content, DiffRange, DiffStep, Error as FormatError, Extent,
 
 use super::super::target::Target;
 use super::super::work::Step;
-use super::{BackupJob, Reading, lock};
+use super::{BackupJob, Reading};
+use crate::daemon::lock;
 
 /// Ranges that one step of a difference lists.
 const RANGES: usize = 1024;
