@@ -5,6 +5,7 @@
 //! until it covers all, so that whatever ends a process ends no hydration. Does not: move data (see [`super::fill`]), or
 //! decide when it is moved: the caller does, and heeds pause and speed.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -166,7 +167,7 @@ impl State {
         self.update_layer(copy, |record| (record.parent, record.parent_limit) = (None, 0));
         let rest = match self.doom_unused(below, self.most_doomed()) {
             Some(rest) if self.is_unused(rest) => Some(rest),
-            used => owner.and_then(|owner| self.disown_some(used, owner)),
+            used => self.disown_some(used, copy),
         };
         let parent = rest.and_then(|rest| self.layers.get(&rest).cloned());
         layer.set_link(Link { parent, limit: 0 });
@@ -184,10 +185,12 @@ impl State {
         rest.is_none()
     }
 
-    /// Takes this owner from layers from `first` down that others still use, as far as one batch can take the changes and a
-    /// moment the looks; returns the layer to go on with, which may get a child more.
-    fn disown_some(&mut self, first: Option<LayerId>, owner: VolumeId) -> Option<LayerId> {
+    /// Layers from `first` down that others still use lose owners that no longer read through them, as they read through the
+    /// copy layer `copy`, as far as one batch can take the changes and a moment the looks; returns the layer to go on with,
+    /// which may get a child more.
+    fn disown_some(&mut self, first: Option<LayerId>, copy: LayerId) -> Option<LayerId> {
         let (mut next, mut looks, mut changes) = (first, LOOKS_PER_BATCH, self.most_doomed());
+        let mut owners: HashMap<VolumeId, bool> = HashMap::new();
         while let Some(id) = next {
             let record = self.layer_record(id);
             // The copy layer of another volume gets no second child (LAY-32).
@@ -196,12 +199,24 @@ impl State {
             }
             next = record.parent;
             looks = looks.saturating_sub(1);
-            if record.owner == Some(owner) {
+            let Some(owner) = record.owner else { continue };
+            let is_cut_off = *owners.entry(owner).or_insert_with(|| self.stands_on(owner, copy, &mut looks));
+            if is_cut_off {
                 changes = changes.saturating_sub(1);
                 self.disown_layer(id);
             }
         }
         None
+    }
+
+    /// Whether the volume reads through the layer; takes a look for each layer that is passed.
+    fn stands_on(&self, volume: VolumeId, layer: LayerId, looks: &mut usize) -> bool {
+        let mut next = self.volumes.contains_key(&volume).then(|| self.volume_record(volume).head);
+        while let Some(id) = next.filter(|&id| id != layer) {
+            *looks = looks.saturating_sub(1);
+            next = self.layer_record(id).parent;
+        }
+        next.is_some()
     }
 
     /// Catalog slots that one batch of a hydration's end changes at most, with `new` for a relation.

@@ -6,7 +6,7 @@ use std::task::{Wake, Waker};
 
 use pitstop_format::testing::{Fault, Injection, Middle, SimDisk};
 use pitstop_format::{
-    Container, CreateOptions, Disk, Error, HydrateEnd, HydrateStep, HydrateWait, Planned, ReadPlan, SLAB_LEN,
+    Container, CreateOptions, Disk, Error, HydrateEnd, HydrateStep, HydrateWait, Planned, ReadPlan, SLAB_LEN, ViewEnd,
     VolumeState, check::check,
 };
 
@@ -288,6 +288,27 @@ fn a_long_chain_below_goes_in_several_batches() {
     assert_eq!(report.corruptions + report.leaks, 0, "{:#?}", report.findings);
     container.settle(10_000).unwrap();
     assert!(contents(&container, "ci") == before);
+    assert_clean(&disk, container);
+}
+
+// rules: LAY-34, LAY-7 — who read through the copy layer loses what it owned below, too: it is another's now.
+#[test]
+fn what_is_below_is_not_owned_by_who_no_longer_reads_it() {
+    let (disk, container) = new_container(MIB);
+    container.create_volume("old", SIZE).unwrap();
+    fill(&container, "old", 0..BLOCK, 1);
+    container.snapshot("old", "kept").unwrap();
+    container.create_view("old", "new").unwrap();
+    fill(&container, "new", BLOCK..2 * BLOCK, 2);
+    // Both stand on what was the view's head, and that on a layer that is old's own.
+    container.end_view("new", ViewEnd::Drop).unwrap();
+    let base = chain(&container, "kept").last().unwrap().id;
+    let owner = || layer(&container, base).unwrap().owner;
+    assert_eq!(owner(), Some(find(&container, "old").id));
+    hydrated(&container, "new");
+    assert!(chain(&container, "old").iter().all(|layer| layer.id != base));
+    assert_eq!(owner(), Some(find(&container, "kept").id), "its only user's");
+    container.delete_volume("old").unwrap();
     assert_clean(&disk, container);
 }
 
