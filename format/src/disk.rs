@@ -5,6 +5,9 @@
 
 use std::{fmt, io};
 
+/// Bytes that storage reads, or fails to read, by themselves.
+const SECTOR_LEN: usize = 512;
+
 /// A random-access store of bytes. All calls block; reads and writes are exact, a short transfer is an error.
 ///
 /// Buffers need no particular alignment: an implementation that needs one bounces.
@@ -37,4 +40,18 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Makes the disk at least `len` bytes long, with space allocated where the store can do that. New bytes read as
     /// zeros.
     fn grow(&self, len: u64) -> io::Result<()>;
+}
+
+/// Fills `buf` from `offset` as far as it can be read, with zeros elsewhere; the offsets of sectors that cannot be, and why.
+pub(crate) fn read_what_can_be(disk: &dyn Disk, buf: &mut [u8], offset: u64) -> Vec<(u64, io::Error)> {
+    if disk.read_at(buf, offset).is_ok() {
+        return Vec::new();
+    }
+    let sectors = buf.chunks_mut(SECTOR_LEN).zip((offset..).step_by(SECTOR_LEN));
+    let unread = sectors.filter_map(|(sector, at)| {
+        let error = disk.read_at(sector, at).err()?;
+        sector.fill(0);
+        Some((at, error))
+    });
+    unread.collect()
 }

@@ -64,7 +64,7 @@ impl VolumeIo {
             let mut parts = loop {
                 self.planned(|_| self.volume.plan_read(range.clone(), &mut plan))?;
                 let mut read = TaggedRead::of_plan(&plan);
-                if self.container.load_tags(&mut read)? {
+                if self.container.load_tags(&mut read) {
                     break read.into_parts();
                 }
             };
@@ -125,7 +125,7 @@ impl VolumeIo {
             let range = at..at + piece.len() as u64;
             let (ticket, sources) = loop {
                 let ticket = self.planned(|waker| self.volume.plan_write(range.clone(), waker))?;
-                if let Some(sources) = self.sources_of(ticket.edges())? {
+                if let Some(sources) = self.sources_of(ticket.edges()) {
                     break (ticket, sources);
                 }
             };
@@ -137,9 +137,9 @@ impl VolumeIo {
     }
 
     /// Where the rest of blocks comes from; nothing if that is elsewhere by now.
-    fn sources_of(&self, edges: &[Edge]) -> Result<Option<TaggedRead>> {
+    fn sources_of(&self, edges: &[Edge]) -> Option<TaggedRead> {
         let mut read = TaggedRead::of_edges(edges);
-        Ok(self.container.load_tags(&mut read)?.then_some(read))
+        self.container.load_tags(&mut read).then_some(read)
     }
 
     fn carry_out(&self, buf: &[u8], segments: &[WriteSegment], edges: &[Edge], sources: TaggedRead) -> Result<()> {
@@ -180,7 +180,7 @@ impl VolumeIo {
         let mut rest = Some(range);
         while let Some(range) = rest {
             let ticket = self.planned(|waker| self.volume.plan_zero(range.clone(), kind, waker))?;
-            let Some(sources) = self.sources_of(ticket.edges())? else {
+            let Some(sources) = self.sources_of(ticket.edges()) else {
                 // Whole blocks have been zeroed, which may be done twice.
                 rest = Some(range);
                 continue;

@@ -191,7 +191,7 @@ impl SimDisk {
         self.lock().injection = injection;
     }
 
-    /// Fails reads that touch one of these ranges of bytes with EIO, until told otherwise.
+    /// Fails reads that touch one of these ranges of bytes with EIO, until they are written, or told otherwise.
     pub fn make_unreadable(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
         self.lock().unreadable = ranges.into_iter().collect();
     }
@@ -326,6 +326,10 @@ impl Inner {
     fn end_write(&mut self, id: u64, event: Event) {
         let (offset, bytes) = self.issued.remove(&id).expect("a write ends once");
         self.pages.write(&bytes, offset);
+        let end = offset + bytes.len() as u64;
+        let bad = std::mem::take(&mut self.unreadable);
+        let rest = bad.into_iter().flat_map(|bad| [bad.start..bad.end.min(offset), bad.start.max(end)..bad.end]);
+        self.unreadable = rest.filter(|bad| !bad.is_empty()).collect();
         self.note(event);
     }
 }

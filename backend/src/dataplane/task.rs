@@ -187,7 +187,10 @@ impl Task {
             if self.pending > 0 {
                 return Advance::Waits;
             }
-            if let Some(error) = self.failure.take() {
+            // A page of tags that cannot be read is no reason to end (TAG-18).
+            if !matches!(self.stage, Stage::LoadingTags(_))
+                && let Some(error) = self.failure.take()
+            {
                 return Advance::Ended(Err(error));
             }
             match self.step(id, context) {
@@ -212,8 +215,10 @@ impl Task {
             }
             Stage::LoadingTags(loading) => {
                 let LoadingTags { ready, mut read, load } = *loading;
-                if let Some(page) = self.page.take() {
-                    context.container.install_tags(&mut read, load, &page);
+                match (self.page.take(), self.failure.take()) {
+                    (Some(page), None) => context.container.install_tags(&mut read, load, &page),
+                    (_, Some(RequestError::Io(error))) => context.container.miss_tags(&mut read, load, &error),
+                    (_, failure) => panic!("a page of tags was read with {failure:?}"),
                 }
                 self.look_up_tags(id, ready, read, context);
                 Ok(None)

@@ -30,6 +30,8 @@ struct Scene {
     transfers: Transfers,
     mem: GuestMemoryMmap,
     model: Vec<u8>,
+    /// The next operation fails.
+    fails: bool,
     _folder: tempfile::TempDir,
 }
 
@@ -64,6 +66,7 @@ impl Scene {
             transfers: Transfers::new(Arc::new(data)).unwrap(),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap(),
             model,
+            fails: false,
             _folder: folder,
         }
     }
@@ -90,6 +93,7 @@ impl Scene {
                     self.transfers.ring().wait().unwrap();
                     self.transfers.ring().take_completions(usize::MAX, &mut completions);
                     for (user_data, result) in completions.drain(..) {
+                        let result = if std::mem::take(&mut self.fails) { -libc::EIO } else { result };
                         self.transfers.completed(user_data, result, &mut ended);
                     }
                     if ended.drain(..).fold(false, |_, finished| task.transfer_ended(finished)) {
@@ -264,4 +268,27 @@ fn long_reads_take_turns() {
     let (bytes, result) = scene.read(512..LEN - 512, 4096 + 1);
     result.unwrap();
     assert!(bytes == scene.model[512..LEN as usize - 512]);
+}
+
+// req: R13; rule: TAG-18 — a page of tags that cannot be read is no reason to refuse data, or not to write beside it.
+#[test]
+fn tags_that_cannot_be_read_cost_no_data() {
+    every_alignment(|scene| {
+        scene.flip(63, 5);
+        scene.fails = true;
+        let (bytes, result) = scene.read(62 * BLOCK..64 * BLOCK, 4096);
+        result.unwrap();
+        scene.model[63 * BLOCK as usize + 5] ^= 8;
+        assert!(bytes == scene.model[62 * BLOCK as usize..64 * BLOCK as usize] && !scene.fails);
+        // Written in part, what was taken from the damaged block is the volume's own from now on.
+        scene.fails = true;
+        scene.write(63 * BLOCK + 1024..63 * BLOCK + 2048, 7).unwrap();
+        assert!(!scene.fails);
+        let (bytes, result) = scene.read(63 * BLOCK..64 * BLOCK, 4096);
+        result.unwrap();
+        assert!(bytes == scene.model[63 * BLOCK as usize..64 * BLOCK as usize]);
+        // What can be read again is verified.
+        scene.flip(10, 5);
+        scene.read(10 * BLOCK..11 * BLOCK, 4096).1.unwrap_err();
+    });
 }

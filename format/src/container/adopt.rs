@@ -178,9 +178,7 @@ impl Container {
             Err(load) => return Chunk::Hindered(Hindrance::Page(load)),
         };
         let tags = match from.lookup(chunk) {
-            InLayer::Entry(entry) => {
-                self.shared.tags_of(&[entry.slab()]).ok().and_then(|mut tags| tags.pop().flatten())
-            }
+            InLayer::Entry(entry) => self.shared.tags_of(&[entry.slab()]).swap_remove(0),
             _ => None,
         };
         let mut state = self.shared.lock();

@@ -254,7 +254,7 @@ impl Container {
         mut next: u64,
         grace: Arc<Grace>,
     ) -> Result<Progress> {
-        let Some(tags) = self.tags_of_sources(&pieces)? else {
+        let Some(tags) = self.tags_of_sources(&pieces) else {
             // The data is elsewhere by now: looked for again.
             return Ok(Progress::Copied(0));
         };

@@ -227,7 +227,7 @@ impl Container {
                 break;
             };
             let end = same_until(&side.head, chunk).0.min(size);
-            let tagged = self.tagged_blocks(&spots)?;
+            let tagged = self.tagged_blocks(&spots);
             for (from, to, Spot { content, layer, slab }) in placed(&spots, chunk, at, end) {
                 let valid = layer.is_none_or(|layer| side.is_own(layer));
                 let modified = layer == Some(side.head.id);
@@ -258,10 +258,10 @@ impl Container {
     }
 
     /// Which blocks have tags, of each slab that is found.
-    fn tagged_blocks(&self, spots: &Spots) -> Result<SmallVec<[(SlabNo, BlockMask); 8]>> {
+    fn tagged_blocks(&self, spots: &Spots) -> SmallVec<[(SlabNo, BlockMask); 8]> {
         let slabs: SmallVec<[SlabNo; 8]> = spots.iter().map(|(_, spot)| spot.slab).filter(|slab| slab.0 != 0).collect();
-        let tags = self.shared.tags_of(&slabs)?;
-        Ok(slabs.into_iter().zip(tags).map(|(slab, tags)| (slab, tags.map_or(0, |tags| tags.mask))).collect())
+        let tags = self.shared.tags_of(&slabs);
+        slabs.into_iter().zip(tags).map(|(slab, tags)| (slab, tags.map_or(0, |tags| tags.mask))).collect()
     }
 
     /// Two volumes, with their heads and what they have in common, of one instant.

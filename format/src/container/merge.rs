@@ -155,7 +155,7 @@ impl Container {
     fn copy_blocks(&self, job: &MergeJob, copy: &Copy) -> Result<()> {
         let mut bytes = vec![0; SLAB_LEN as usize];
         // The slab is the parent's until it is unlinked, and nobody else unlinks it meanwhile (`homes` is held).
-        let tags = self.shared.tags_of(&[copy.from])?.swap_remove(0);
+        let tags = self.shared.tags_of(&[copy.from]).swap_remove(0);
         let mut rest = copy.mask;
         while rest != 0 {
             let start = u64::from(rest.trailing_zeros());

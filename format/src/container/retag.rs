@@ -11,7 +11,7 @@ use crate::units::{LayerId, SlabNo};
 
 impl Container {
     /// The tags of the pieces' sources, which the caller is about to read; nothing if one of them holds no data any more.
-    pub(super) fn tags_of_sources(&self, pieces: &[Piece]) -> Result<Option<Vec<Option<SlabTags>>>> {
+    pub(super) fn tags_of_sources(&self, pieces: &[Piece]) -> Option<Vec<Option<SlabTags>>> {
         let slabs: Vec<SlabNo> = pieces.iter().flat_map(|piece| piece.sources()).map(|(_, slab)| *slab).collect();
         self.shared.tags_before_reading(&slabs)
     }

@@ -266,7 +266,7 @@ impl Container {
     /// Reads those blocks that have no tag, and makes and writes their tags; nothing without space.
     fn make_tags(&self, layer: LayerId, found: &[(ChunkNo, SlabNo, BlockMask)]) -> Result<Option<Made>> {
         let slabs: Vec<SlabNo> = found.iter().map(|(_, slab, _)| *slab).collect();
-        let known = self.shared.tags_of(&slabs)?;
+        let known = self.shared.tags_of(&slabs);
         let (mut pieces, mut new) = (Vec::new(), Vec::new());
         for (&(chunk, slab, mask), known) in found.iter().zip(known) {
             let want = mask & !known.map_or(0, |tags| tags.mask);

@@ -5,11 +5,13 @@
 //! names them keeps them from reuse; so what is read of them later is what the tags were made of, or damaged.
 //! Does not: read data, or hold the engine lock for longer than a look.
 
+use std::io;
+
 use smallvec::SmallVec;
 
 use super::tags::{SlabPlace, Tagged, first_bad};
 use super::{Container, Shared};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::tags::{PER_PAGE, SlabTags};
 use crate::units::{BLOCK_LEN, LayerId, PAGE_LEN, SLAB_LEN, SlabNo, mask_of};
 use crate::volume::{Edge, EdgeSource, ReadPlan, ReadSegment};
@@ -35,7 +37,8 @@ impl TagLoad {
 pub enum TagStep {
     /// All are known.
     Ready,
-    /// Read this page, hand it to [`Container::install_tags`], look again.
+    /// Read this page, hand it to [`Container::install_tags`], or if it cannot be read say so to [`Container::miss_tags`], look
+    /// again.
     NeedTags(TagLoad),
     /// Some of the data is elsewhere by now: plan again.
     Moved,
@@ -210,17 +213,28 @@ impl Container {
         read.take(load.page, bytes, &self.shared);
     }
 
+    /// The page at `load.offset()` cannot be read: what has its tags there counts as not sealed in this read (TAG-18).
+    pub fn miss_tags(&self, read: &mut TaggedRead, load: TagLoad, error: &io::Error) {
+        self.shared.miss_tag_page(load.page, load.offset, error);
+        for part in read.parts.iter_mut().filter(|part| part.slab().0 / PER_PAGE == load.page) {
+            if let Known::Place(_) = part.known {
+                part.known = Known::Untagged;
+            }
+        }
+    }
+
     /// Looks up the tags of what is to be read, blocking; false if some of the data is elsewhere by now: plan again.
-    pub(crate) fn load_tags(&self, read: &mut TaggedRead) -> Result<bool> {
+    pub(crate) fn load_tags(&self, read: &mut TaggedRead) -> bool {
         loop {
             match self.look_up_tags(read) {
-                TagStep::Ready => return Ok(true),
-                TagStep::Moved => return Ok(false),
+                TagStep::Ready => return true,
+                TagStep::Moved => return false,
                 TagStep::NeedTags(load) => {
                     let mut bytes = vec![0; PAGE_LEN];
-                    let read_page = self.shared.disk.read_at(&mut bytes, load.offset);
-                    read_page.map_err(Error::io("cannot read a page of tags"))?;
-                    self.install_tags(read, load, &bytes);
+                    match self.shared.disk.read_at(&mut bytes, load.offset) {
+                        Ok(()) => self.install_tags(read, load, &bytes),
+                        Err(error) => self.miss_tags(read, load, &error),
+                    }
                 }
             }
         }

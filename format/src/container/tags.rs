@@ -2,14 +2,17 @@
 //!
 //! Invariant (TAG-3, TAG-4): tags are only written of layers that are durably frozen or copy layers, and count only for the
 //! birth and chunk that they name, so that what a crash leaves of them, and what is left of a slab's former life, is at
-//! worst no tag. Memory keeps a bounded number of pages (TAG-16). `writes` is held over the reading, changing and writing of pages; memory has what the disk has.
+//! worst no tag, as is what cannot be read (TAG-18). Memory keeps a bounded number of pages (TAG-16). `writes` is held over the
+//! reading, changing and writing of pages; memory has what the disk has.
 //! Does not: hold the engine lock during I/O, or decide what is sealed (see [`super::seal`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io;
 use std::sync::Arc;
 
 use super::Shared;
 use super::state::State;
+use crate::disk::read_what_can_be;
 use crate::error::{Corruption, Error, Place, Result};
 use crate::layout::descriptor::Descriptor;
 use crate::layout::tags::{self, PER_PAGE, PER_SLAB, SlabTags};
@@ -18,7 +21,7 @@ use crate::units::{BLOCK_LEN, BLOCKS_PER_CHUNK, BlockMask, ChunkNo, LayerId, PAG
 
 /// Pages kept in memory: 16 MiB, the tags of 8 GiB.
 const PAGES_KEPT: usize = 4096;
-/// Damaged records that are told of.
+/// Damaged records, and pages that cannot be read, that are told of.
 const NEWS: usize = 1024;
 
 pub(super) type PageBytes = Arc<[u8]>;
@@ -41,6 +44,8 @@ struct Kept {
     changes: u64,
     /// Slabs whose records are damaged, as was told.
     told_of: HashSet<SlabNo>,
+    /// Pages that could not be read, as was told.
+    unread: HashSet<u64>,
 }
 
 impl Kept {
@@ -58,6 +63,11 @@ impl Kept {
     /// Whether that the slab's record is damaged has not been told.
     fn is_news(&mut self, slab: SlabNo) -> bool {
         self.told_of.len() < NEWS && self.told_of.insert(slab)
+    }
+
+    /// Whether that the page cannot be read has not been told.
+    fn is_unread_news(&mut self, page: u64) -> bool {
+        self.unread.len() < NEWS && self.unread.insert(page)
     }
 }
 
@@ -173,17 +183,36 @@ fn record(page: &[u8], slab: SlabNo) -> &[u8] {
 }
 
 impl Shared {
-    /// A page of tags as it is on the disk.
-    fn tag_page(&self, page: u64, home: u64) -> Result<PageBytes> {
+    /// A page of tags as it is on the disk; nothing if it cannot be read.
+    fn tag_page(&self, page: u64, home: u64) -> Option<PageBytes> {
         let changes = match self.kept_tag_page(page) {
-            Ok(bytes) => return Ok(bytes),
+            Ok(bytes) => return Some(bytes),
             Err(changes) => changes,
         };
         let mut bytes = vec![0; PAGE_LEN];
-        self.disk.read_at(&mut bytes, home).map_err(Error::io("cannot read a page of tags"))?;
+        if let Err(error) = self.disk.read_at(&mut bytes, home) {
+            self.miss_tag_page(page, home, &error);
+            return None;
+        }
         let bytes: PageBytes = bytes.into();
         self.keep_tag_page(page, bytes.clone(), changes);
-        Ok(bytes)
+        Some(bytes)
+    }
+
+    /// A page of tags at `home` cannot be read: told of once, and no layer counts as sealed any more, so that the next sealing
+    /// makes its tags anew (TAG-18).
+    pub(super) fn miss_tag_page(&self, page: u64, home: u64, error: &io::Error) {
+        if !super::lock(&self.tags.kept).is_unread_news(page) {
+            return;
+        }
+        let (first, last) = (page * PER_PAGE, (page + 1) * PER_PAGE - 1);
+        log::warn!(
+            "the tags of slabs {first} to {last} at offset {home} cannot be read ({error}); their blocks count as not \
+             sealed, until their volumes are sealed again"
+        );
+        let mut state = self.lock();
+        state.tagged.values_mut().for_each(|tagging| tagging.sealed = false);
+        state.to_seal += 1;
     }
 
     /// The page if it is in memory, otherwise how many changes there were until now.
@@ -201,19 +230,17 @@ impl Shared {
     }
 
     /// The tags of slabs, as far as they have any that count (TAG-3). Who asks holds a grace token of before it found them.
-    pub(crate) fn tags_of(&self, slabs: &[SlabNo]) -> Result<Vec<Option<SlabTags>>> {
+    pub(crate) fn tags_of(&self, slabs: &[SlabNo]) -> Vec<Option<SlabTags>> {
         let places = self.places_of(slabs);
         self.tags_at(slabs, &places)
     }
 
     /// As [`Shared::tags_of`], before the slabs are read (TAG-12): nothing if one of them holds no data any more, so that what
     /// was in it has to be looked for again.
-    pub(crate) fn tags_before_reading(&self, slabs: &[SlabNo]) -> Result<Option<Vec<Option<SlabTags>>>> {
+    pub(crate) fn tags_before_reading(&self, slabs: &[SlabNo]) -> Option<Vec<Option<SlabTags>>> {
         let places = self.places_of(slabs);
-        if places.iter().any(|place| matches!(place, SlabPlace::Freed)) {
-            return Ok(None);
-        }
-        self.tags_at(slabs, &places).map(Some)
+        let is_freed = places.iter().any(|place| matches!(place, SlabPlace::Freed));
+        (!is_freed).then(|| self.tags_at(slabs, &places))
     }
 
     /// All at one instant.
@@ -225,17 +252,17 @@ impl Shared {
         slabs.iter().map(|&slab| state.place_of(slab)).collect()
     }
 
-    fn tags_at(&self, slabs: &[SlabNo], places: &[SlabPlace]) -> Result<Vec<Option<SlabTags>>> {
+    fn tags_at(&self, slabs: &[SlabNo], places: &[SlabPlace]) -> Vec<Option<SlabTags>> {
         let read = |(&slab, place): (&SlabNo, &SlabPlace)| {
-            let SlabPlace::Tagged(place) = place else { return Ok(None) };
+            let SlabPlace::Tagged(place) = place else { return None };
             let page = self.tag_page(slab.0 / PER_PAGE, place.home)?;
-            Ok(place.tags_in(&page, slab, self))
+            place.tags_in(&page, slab, self)
         };
         slabs.iter().zip(places).map(read).collect()
     }
 
-    /// Writes tags of slabs, beside those that they have. What no longer belongs to the slab is left out. False if no slab
-    /// is free for some of them.
+    /// Writes tags of slabs, beside those that they have and that can be read. What no longer belongs to the slab is left out.
+    /// False if no slab is free for some of them.
     ///
     /// The layers that have the slabs are durably frozen or copy layers (TAG-4).
     pub(crate) fn write_tags(&self, new: Vec<(SlabNo, SlabTags)>) -> Result<bool> {
@@ -248,7 +275,7 @@ impl Shared {
             let Some(home) = self.make_tag_home(SlabNo(page * PER_PAGE))? else {
                 return Ok(false);
             };
-            let mut bytes = self.tag_page(page, home)?.to_vec();
+            let mut bytes = self.tag_page_to_change(page, home);
             for (slab, tags) in records {
                 let now = self.lock().data_in(slab).map(|(_, birth, chunk)| (birth, chunk));
                 if now != Some((tags.birth, tags.chunk)) {
@@ -279,6 +306,18 @@ impl Shared {
             }
         }
         Ok(true)
+    }
+
+    /// A page of tags as far as it can be read, zeros elsewhere. The caller holds `writes`.
+    fn tag_page_to_change(&self, page: u64, home: u64) -> Vec<u8> {
+        if let Ok(kept) = self.kept_tag_page(page) {
+            return kept.to_vec();
+        }
+        let mut bytes = vec![0; PAGE_LEN];
+        if let Some((_, error)) = read_what_can_be(&*self.disk, &mut bytes, home).first() {
+            self.miss_tag_page(page, home, error);
+        }
+        bytes
     }
 
     /// Where the page of a slab's tags is, made if there is none; nothing if no slab is free for it.
@@ -323,5 +362,43 @@ mod tests {
         let told =
             (0..2 * NEWS as u64).filter(|&slab| kept.is_news(SlabNo(slab)) && !kept.is_news(SlabNo(slab))).count();
         assert_eq!((told, kept.told_of.len()), (NEWS, NEWS));
+        let told = (0..2 * NEWS as u64).filter(|&page| kept.is_unread_news(page) && !kept.is_unread_news(page)).count();
+        assert_eq!((told, kept.unread.len()), (NEWS, NEWS));
+    }
+
+    // rule: TAG-18 — in the same run of the program: the layer counted as sealed before.
+    #[test]
+    #[cfg(not(pitstop_interleavings))]
+    fn a_layer_whose_tags_cannot_be_read_counts_as_sealed_no_more() {
+        use crate::container::{Container, CreateOptions, OpenMode};
+        use crate::layout::slot::Verify;
+        let disk = crate::testing::SimDisk::new();
+        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+        let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        crate::io::VolumeIo::new(&container, container.volume("v").unwrap()).write_at(&[1; 4096], 0).unwrap();
+        container.set_verify("v", Verify::Copy).unwrap();
+        container.snapshot("v", "w").unwrap();
+        let volume = container.volume("v").unwrap().id();
+        let sealed = || {
+            let mut sealed = 0;
+            while container.sealing(volume).is_some() {
+                if let crate::SealStep::Sealed(bytes) = container.seal_step(volume, 1 << 20).unwrap() {
+                    sealed += bytes;
+                }
+            }
+            sealed
+        };
+        assert_eq!(sealed(), 4096);
+        *super::super::lock(&container.shared.tags.kept) = Kept::default();
+        container.seal("v").unwrap();
+        assert_eq!(sealed(), 0);
+        let slab = *container.shared.lock().tag_slabs.values().next().unwrap();
+        disk.make_unreadable(Some(slab.offset()..slab.offset() + SLAB_LEN));
+        let mut bytes = [0; 512];
+        crate::io::VolumeIo::new(&container, container.volume("w").unwrap()).read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [1; 512]);
+        container.seal("v").unwrap();
+        assert_eq!(sealed(), 4096);
     }
 }

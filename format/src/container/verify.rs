@@ -22,7 +22,7 @@ impl Container {
     /// Reads all data that has tags, verifies it, and adds to `report` what does not fit; blocks, while the container goes on
     /// being used. Setting `given_up` ends it early.
     ///
-    /// Errors: [`Error::CheckGivenUp`], [`Error::Io`] for tags or tables that cannot be read, [`Error::Corrupt`].
+    /// Errors: [`Error::CheckGivenUp`], [`Error::Io`] for tables that cannot be read, [`Error::Corrupt`].
     pub fn check_data(&self, report: &mut CheckReport, given_up: &AtomicBool) -> Result<()> {
         let mut next = 0;
         loop {
@@ -40,7 +40,7 @@ impl Container {
                 slabs.map(SlabNo).filter_map(data).filter(|(_, layer, _)| !state.doomed.contains(layer)).collect()
             };
             let slabs: Vec<SlabNo> = found.iter().map(|(slab, ..)| *slab).collect();
-            let tags = self.shared.tags_of(&slabs)?;
+            let tags = self.shared.tags_of(&slabs);
             for ((slab, layer, chunk), tags) in found.into_iter().zip(tags) {
                 if given_up.load(Ordering::SeqCst) {
                     return Err(Error::CheckGivenUp);

@@ -125,6 +125,60 @@ fn a_damaged_record_only_means_that_its_slab_is_not_sealed() {
     assert_clean(&disk, container);
 }
 
+/// Where the page is that has the tags of a volume's first block; it is not in memory.
+fn tag_page(container: &pitstop_format::Container, name: &str) -> u64 {
+    use pitstop_format::{ReadPlan, TagStep, TaggedRead};
+    place_of(container, name, 0);
+    let (volume, mut plan) = (container.volume(name).unwrap(), ReadPlan::default());
+    volume.plan_read(0..512, &mut plan).unwrap();
+    match container.look_up_tags(&mut TaggedRead::of_plan(&plan)) {
+        TagStep::NeedTags(load) => load.offset(),
+        step => panic!("{step:?}"),
+    }
+}
+
+// req: R13; rules: TAG-18, TAG-12, CHK-60 — nor is a page of tags that cannot be read; tags beside it stay as they are.
+#[test]
+fn tags_that_cannot_be_read_cost_no_data_and_are_made_anew() {
+    let (disk, container) = sealed();
+    let (good, before) = (contents(&container, "ci"), counts(&container, "ci"));
+    container.close().unwrap();
+    let container = open(&disk);
+    let page = tag_page(&container, "ci");
+    let slab = |chunk: u64| place_of(&container, "ci", chunk * SLAB_LEN) / SLAB_LEN;
+    let beside = [1, 2, 3, 5].into_iter().find(|&chunk| slab(chunk) / 8 == slab(0) / 8).unwrap();
+    let lost = page + slab(0) % 8 * 512;
+    disk.make_unreadable(Some(lost + 511..lost + 512));
+    // One bit in a block whose tag is in that page.
+    let bad = place_of(&container, "ci", beside * SLAB_LEN);
+    disk.flip(bad, 1);
+    assert!(read(&container, "ci", 0, 4096).unwrap() == good[..4096]);
+    read(&container, "ci", beside * SLAB_LEN, 512).unwrap();
+    io(&container, "ci").write_at(&good[512..1024], 512).unwrap();
+    assert_fits(&container);
+    let report = pitstop_format::check::check(&*disk).unwrap();
+    let [finding] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+    assert_eq!((finding.id, finding.rule, finding.place.as_str()), ("CHK-60", "TAG-18", &*format!("offset {lost}")));
+    // Hydrating copies what it can read, and goes on where there are tags.
+    container.snapshot("golden", "real").unwrap();
+    hydrate(&container, "real").unwrap();
+    assert_eq!(contents(&container, "real")[..512], good[..512]);
+    // What can be read of the page counts again once it is written.
+    let volume = container.seal("golden").unwrap();
+    assert_eq!(run(&container, volume).0, SealEnd::Done);
+    assert!(is_unfit(&read(&container, "golden", beside * SLAB_LEN, 512).unwrap_err()));
+    disk.flip(bad, 1);
+    disk.flip(place_of(&container, "golden", 0), 1);
+    assert!(is_unfit(&read(&container, "golden", 0, 512).unwrap_err()));
+    disk.flip(place_of(&container, "golden", 0), 1);
+    container.delete_volume("real").unwrap();
+    container.close().unwrap();
+    let container = open(&disk);
+    assert_eq!(counts(&container, "golden").sealed_bytes, before.sealed_bytes);
+    assert!(contents(&container, "ci") == good);
+    assert_clean(&disk, container);
+}
+
 // req: R13; rule: TAG-15 — what is written in part does not make damage the volume's own.
 #[test]
 fn a_write_to_a_part_of_a_damaged_block_fails() {

@@ -51,6 +51,8 @@ pub(super) struct Draft<'a> {
     pub(super) new_fresh: BTreeSet<(LayerId, u32, u8)>,
     /// Damaged tag records, by byte offset: they become zeros.
     pub(super) dropped_tags: BTreeSet<u64>,
+    /// Pages of tags that cannot be read as a whole.
+    pub(super) unread_tags: BTreeSet<u64>,
     /// Layers that were frozen, or may have been, and are heads now: tags of theirs count for nothing any more (TAG-4).
     pub(super) thawed: BTreeSet<LayerId>,
     /// Items of the journal were left out.
@@ -96,6 +98,7 @@ impl<'a> Draft<'a> {
             new_entries: BTreeMap::new(),
             new_fresh: BTreeSet::new(),
             dropped_tags: BTreeSet::new(),
+            unread_tags: BTreeSet::new(),
             thawed: BTreeSet::new(),
             journal_pruned: false,
             lost: BTreeSet::new(),

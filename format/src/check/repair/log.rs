@@ -3,14 +3,14 @@
 //! Invariant: bytes as `spec/check.md` tells them, every item with a checksum of its own, so that a log can be read by
 //! itself and a damaged one is noticed. Does not: open files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 
 use uuid::Uuid;
 
 use super::shadow::Shadow;
 use super::steps::Step;
-use crate::disk::Disk;
+use crate::disk::{Disk, read_what_can_be};
 use crate::error::{Error, Result};
 use crate::layout::{checksum, on_disk};
 use crate::units::{PAGE_LEN, SLAB_LEN, SlabNo};
@@ -46,7 +46,7 @@ mod item {
 
 pub(super) fn write(
     uuid: Uuid,
-    steps: &[Step],
+    (steps, unread): (&[Step], &BTreeSet<u64>),
     kept: &[SlabNo],
     disk: &dyn Disk,
     out: &mut dyn io::Write,
@@ -71,7 +71,11 @@ pub(super) fn write(
     let shadow = Shadow::new(disk);
     for (offset, new) in steps.iter().flatten() {
         let mut old = vec![0; new.len()];
-        shadow.read_at(&mut old, *offset).map_err(Error::io("cannot read what is to be repaired"))?;
+        if unread.contains(offset) {
+            read_what_can_be(&shadow, &mut old, *offset);
+        } else {
+            shadow.read_at(&mut old, *offset).map_err(Error::io("cannot read what is to be repaired"))?;
+        }
         put(WRITE, *offset, &old, new)?;
         shadow.write_at(new, *offset).map_err(failed())?;
     }

@@ -16,7 +16,7 @@ mod tags;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
 use serde::Serialize;
@@ -61,6 +61,8 @@ pub struct Lost {
 pub struct Plan {
     uuid: Uuid,
     steps: Vec<Step>,
+    /// Pages that are written and cannot be read as a whole.
+    unread: BTreeSet<u64>,
     kept: Vec<SlabNo>,
     lost: Vec<Lost>,
     lost_count: u64,
@@ -83,11 +85,12 @@ pub fn plan(disk: &dyn Disk, scope: Scope) -> Result<Plan> {
     };
     if nothing {
         let after = before.clone();
-        return Ok(Plan { uuid, steps: Vec::new(), kept: Vec::new(), lost: Vec::new(), lost_count: 0, before, after });
+        let (steps, unread, kept, lost) = Default::default();
+        return Ok(Plan { uuid, steps, unread, kept, lost, lost_count: 0, before, after });
     }
     draft.mend_catalog(before.corruptions)?;
     draft.mend_entries()?;
-    draft.mend_tags()?;
+    draft.mend_tags();
     if draft.counters().is_none_or(|counters| counters.next_id >= draft::MAX_COUNT) {
         return Err(impossible("its ids are used up (CON-18)"));
     }
@@ -103,7 +106,8 @@ pub fn plan(disk: &dyn Disk, scope: Scope) -> Result<Plan> {
     }
     let (lost, lost_count) = lost_in_volumes(&draft);
     let kept = draft.kept.iter().copied().collect();
-    Ok(Plan { uuid, steps, kept, lost, lost_count, before, after })
+    let unread = draft.unread_tags.clone();
+    Ok(Plan { uuid, steps, unread, kept, lost, lost_count, before, after })
 }
 
 /// Carries the changes out on the shadow; returns the writes.
@@ -205,11 +209,12 @@ impl Plan {
     }
 
     /// Writes everything that [`Plan::carry_out`] will change, old and new, and slabs that it will give up although they
-    /// may hold what is lost. The caller makes it durable before it carries the plan out.
+    /// may hold what is lost. The caller makes it durable before it carries the plan out. Of tags that cannot be read it has
+    /// zeros.
     ///
     /// Errors: the disk's and `out`'s.
     pub fn write_log(&self, disk: &dyn Disk, out: &mut dyn io::Write) -> Result<()> {
-        log::write(self.uuid, &self.steps, &self.kept, disk, out)
+        log::write(self.uuid, (&self.steps, &self.unread), &self.kept, disk, out)
     }
 
     /// Does it: after each step, what was written is durable.

@@ -28,9 +28,13 @@ impl Disk for Shadow<'_> {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.read_at(buf, offset)?;
         let end = offset + buf.len() as u64;
         let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        // What has been written in one page is read even where the disk cannot be.
+        let page_of = |at: u64| at / PAGE_LEN as u64 * PAGE_LEN as u64;
+        if buf.is_empty() || page_of(offset) != page_of(end - 1) || !pages.contains_key(&page_of(offset)) {
+            self.disk.read_at(buf, offset)?;
+        }
         let first = offset / PAGE_LEN as u64 * PAGE_LEN as u64;
         for (&at, page) in pages.range(first..end) {
             let (from, to) = (at.max(offset), (at + PAGE_LEN as u64).min(end));

@@ -9,6 +9,7 @@ use super::draft::{Draft, impossible};
 use super::entries::table_page;
 use crate::check::journal::Cursor;
 use crate::check::read;
+use crate::disk::read_what_can_be;
 use crate::error::Result;
 use crate::layout::descriptor;
 use crate::layout::record::{self, Item};
@@ -73,7 +74,16 @@ pub(super) fn homes(draft: &Draft<'_>) -> Result<Step> {
         let at = offset - within as u64;
         let page = match pages.entry(at) {
             std::collections::btree_map::Entry::Occupied(page) => page.into_mut(),
-            std::collections::btree_map::Entry::Vacant(page) => page.insert(read(draft.disk, PAGE_LEN, at)?),
+            std::collections::btree_map::Entry::Vacant(page) => {
+                let bytes = if draft.unread_tags.contains(&at) {
+                    let mut bytes = vec![0; PAGE_LEN];
+                    read_what_can_be(draft.disk, &mut bytes, at);
+                    bytes
+                } else {
+                    read(draft.disk, PAGE_LEN, at)?
+                };
+                page.insert(bytes)
+            }
         };
         page[within..within + bytes.len()].copy_from_slice(bytes);
         Ok(())

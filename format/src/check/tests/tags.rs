@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::Verify;
+use crate::error::Place;
 use crate::layout::tags::{self, SlabTags};
 
 /// With golden's frozen layer sealed.
@@ -47,6 +48,31 @@ fn chk_60_a_damaged_tag_record_is_dropped() {
     assert_eq!(sealed_bytes(&fixture.disk, "golden"), before - 8192);
     let (_, mended) = crate::check::repair::tests::assert_repairs(&fixture.disk).unwrap();
     assert_eq!(sealed_bytes(&mended, "golden"), before - 8192);
+}
+
+// rule: TAG-18 — the others of its page stay, and what is there is written.
+#[test]
+fn chk_60_a_tag_record_that_cannot_be_read_is_dropped() {
+    use crate::check::repair::{Scope, plan, undo};
+    let fixture = sealed();
+    let (_, at, found) = tagged(&fixture);
+    let (disk, before) = (fixture.disk.copy(), sealed_bytes(&fixture.disk, "golden"));
+    disk.make_unreadable(Some(at + 1..at + 2));
+    let report = crate::check::check(&*disk).unwrap();
+    let [finding] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+    assert_eq!((finding.id, finding.rule, finding.place.clone()), ("CHK-60", "TAG-18", Place::Offset(at).to_string()));
+    assert_eq!(report.outcome(), Outcome::Corrupt);
+    let planned = plan(&*disk, Scope::All).unwrap();
+    let mut log = Vec::new();
+    planned.write_log(&*disk, &mut log).unwrap();
+    planned.carry_out(&*disk).unwrap();
+    let report = crate::check::check(&*disk).unwrap();
+    assert_eq!(report.outcome(), Outcome::Clean, "{report:#?}");
+    assert_eq!(sealed_bytes(&disk, "golden"), before - u64::from(found.mask.count_ones()) * 4096);
+    undo(&*disk, &mut &log[..]).unwrap();
+    let mut record = [1; tags::LEN];
+    disk.read_at(&mut record, at).unwrap();
+    assert_eq!(record, [0; tags::LEN]);
 }
 
 #[test]
