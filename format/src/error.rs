@@ -1,6 +1,7 @@
 //! What can go wrong, typed by area, each with what the user can do next.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::units::{ChunkNo, LayerId, SlabNo, VolumeId};
 
@@ -315,7 +316,7 @@ pub enum Error {
         /// Blocks, and table pages, that cannot be read.
         places: u64,
         /// What the first of them gave.
-        first: Box<Error>,
+        first: Arc<Error>,
     },
     /// A block cannot be read.
     #[error("cannot read block {block} of layer {layer} (offset {offset}): {source}")]

@@ -16,6 +16,7 @@ mod target;
 mod turns;
 mod work;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ use crate::daemon::Event;
 use crate::events::Events;
 use pace::{Limit, Rate};
 use status::upkeep;
+use work::JobKind;
 
 pub(crate) use backup::{BackupError, BackupOrder, Reading};
 pub(crate) use maintenance::Maintenance;
@@ -36,6 +38,9 @@ pub(crate) use work::{Progress, Settings, Work};
 
 /// Most jobs that are over and wait to be dismissed; of more, the oldest are dismissed.
 const MOST_CONCLUDED: usize = 64;
+
+/// No number of changes.
+const NEVER: u64 = u64::MAX;
 
 /// Why a job ends that has become void.
 const VOID: &str = "the volume was deleted, refreshed or restored";
@@ -67,6 +72,10 @@ pub(crate) struct Jobs {
     list: Mutex<List>,
     /// Something changed that [`Turns`] or an order waits for.
     changed: Condvar,
+    /// Held while sealings become jobs.
+    taking_up: Mutex<()>,
+    /// `Container::seal_changes` when that was done last; [`NEVER`] if a sealing's job has changed since.
+    seals_seen: AtomicU64,
 }
 
 #[derive(Default)]
@@ -112,7 +121,8 @@ impl Jobs {
     /// No jobs yet. `events` is told what becomes of them.
     pub(crate) fn new(container: Container, events: Arc<Events>) -> Arc<Self> {
         let (orders, list, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
-        Arc::new(Self { container, events, orders, list, changed })
+        let (taking_up, seals_seen) = (Mutex::default(), AtomicU64::new(NEVER));
+        Arc::new(Self { container, events, orders, list, changed, taking_up, seals_seen })
     }
 
     /// Adds a job, that is paused or not as `settings` say. Nothing happens if there is one with the id that is not over.
@@ -374,6 +384,9 @@ impl Jobs {
     fn turn(&self, job: &mut Job, state: JobState) {
         debug_assert!(state.follows(job.state), "{} cannot turn from {:?} to {state:?}", job.id, job.state);
         job.state = state;
+        if job.work.kind() == JobKind::Seal {
+            self.seals_seen.store(NEVER, Ordering::SeqCst);
+        }
         self.tell(job);
     }
 

@@ -4,14 +4,16 @@
 //! (CTL-142), from a moment after its beginning or the daemon's until it has ended (JOB-30). Does not: make tags
 //! (`pitstop_format`).
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use pitstop_format::{
     Container, Error as FormatError, HydrateWait, Moved, SealEnd, SealStep, Sealing, Verify, VolumeId, VolumeInfo,
 };
 
 use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
-use super::{Dismissal, JobStatus, Jobs, List};
+use super::{Dismissal, Job, JobState, JobStatus, Jobs};
 use crate::trouble::lacks_space;
 
 /// The sealing of one volume.
@@ -62,20 +64,44 @@ impl Jobs {
         Ok(info)
     }
 
-    /// Makes jobs of sealings that have none: those that a freeze has begun, or an earlier daemon has left.
+    /// Makes jobs of sealings that have none, those that a freeze has begun or an earlier daemon has left, and lets those go
+    /// on that had stopped at what cannot be read if more has been frozen since (JOB-33). Next to nothing if none has changed.
     pub(crate) fn take_up_seals(&self) {
+        // Whoever comes meanwhile finds all of them taken up.
+        let _one = self.taking_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = self.container.seal_changes();
+        if self.seals_seen.swap(changes, Ordering::SeqCst) == changes {
+            return;
+        }
+        let known: HashSet<String> =
+            self.lock().jobs.iter().filter(|job| !job.is_over()).map(|job| job.id.clone()).collect();
         for volume in self.container.sealing_volumes() {
-            if let Some(Sealing { paused, speed, .. }) =
-                Some(id_of(volume)).filter(|id| !self.has(id)).and_then(|_| self.container.sealing(volume))
-            {
+            let id = id_of(volume);
+            if known.contains(&id) {
+                if self.container.has_more_to_seal(volume) {
+                    self.go_on_sealing(&id);
+                }
+            } else if let Some(Sealing { paused, speed, .. }) = self.container.sealing(volume) {
                 self.add_seal(volume, Settings { paused, speed }, Dismissal::Auto);
             }
         }
     }
 
-    /// Whether some sealing has no job. The caller has locked the list.
-    pub(super) fn misses_seals(&self, list: &List) -> bool {
-        self.container.sealing_volumes().into_iter().any(|volume| !list.has(&id_of(volume)))
+    /// Whether [`Jobs::take_up_seals`] would find something new.
+    pub(super) fn misses_seals(&self) -> bool {
+        self.seals_seen.load(Ordering::SeqCst) != self.container.seal_changes()
+    }
+
+    /// Lets a sealing go on that an error has paused, and nobody else.
+    fn go_on_sealing(&self, id: &str) {
+        let mut list = self.lock();
+        let stopped = |job: &&mut Job| job.state == JobState::Paused && job.error.is_some() && !job.told_to_pause;
+        if let Some(job) = list.jobs.iter_mut().filter(stopped).find(|job| job.id == id) {
+            job.error = None;
+            self.turn(job, JobState::Running);
+        }
+        drop(list);
+        self.changed.notify_all();
     }
 
     fn has(&self, id: &str) -> bool {

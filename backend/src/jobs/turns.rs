@@ -80,7 +80,7 @@ impl Jobs {
                 continue;
             }
             // Also while other jobs leave no pause.
-            if self.misses_seals(&list) {
+            if self.misses_seals() {
                 drop(list);
                 self.take_up_seals();
                 list = self.lock();

@@ -5,6 +5,7 @@
 //! that is done: the caller does.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::ops::Slots;
 use super::state::State;
@@ -61,28 +62,39 @@ pub(crate) struct Seal {
     /// The layer that is being passed.
     pub(super) at: Option<At>,
     pub(super) left_out: LeftOut,
+    /// [`State::to_seal`] when all else had been passed, as was told by [`Error::NotAllSealed`].
+    pub(super) stopped_at: Option<u64>,
 }
 
-/// What could not be read since the sealing began or was gone on with (TAG-13).
+impl Seal {
+    /// Told to go on: what was left out is tried again, if that is what it stopped at.
+    fn tries_again(&mut self) {
+        if self.stopped_at.take().is_some() {
+            self.left_out = LeftOut::default();
+        }
+    }
+}
+
+/// What could not be read since the sealing began or was told to go on (TAG-13).
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
     /// Where that was: these layers are not listed again.
     pub(super) layers: HashSet<LayerId>,
     pub(super) places: u64,
-    pub(super) first: Option<Box<Error>>,
+    pub(super) first: Option<Arc<Error>>,
 }
 
 impl LeftOut {
     /// Adds `places`, of which the first gave `error`.
     pub(super) fn add(&mut self, places: u64, error: Error) {
         self.places += places;
-        self.first.get_or_insert_with(|| Box::new(error));
+        self.first.get_or_insert_with(|| Arc::new(error));
     }
 
-    /// Forgets all, so that it is tried again; the error that tells of it.
-    pub(super) fn take_error(&mut self) -> Option<Error> {
-        let Self { places, first, .. } = std::mem::take(self);
-        first.map(|first| Error::NotAllSealed { places, first })
+    /// The error that tells of it.
+    pub(super) fn error(&self) -> Option<Error> {
+        let first = self.first.clone()?;
+        Some(Error::NotAllSealed { places: self.places, first })
     }
 }
 
@@ -168,14 +180,45 @@ impl Container {
         self.volume_info(id)
     }
 
-    /// Begins to seal what is frozen of volume `name`, or goes on with it: [`Container::seal_step`] does it.
+    /// Begins to seal what is frozen of volume `name`, or goes on with it, also with what was left out:
+    /// [`Container::seal_step`] does it.
     ///
     /// Errors: [`Error::NoSuchVolume`].
     pub fn seal(&self, name: &str) -> Result<VolumeId> {
         let _control = super::lock(&self.shared.control);
-        self.change_sealed(name, |record| {
+        let id = self.change_sealed(name, |record| {
             record.sealing.get_or_insert_default();
-        })
+        })?;
+        self.try_again(id);
+        Ok(id)
+    }
+
+    fn try_again(&self, id: VolumeId) {
+        if let Some(seal) = self.shared.lock().seals.get_mut(&id) {
+            seal.tries_again();
+        }
+    }
+
+    /// Whether something was frozen of a volume since its sealing stopped at what could not be read
+    /// ([`Error::NotAllSealed`]): another step seals that, and then tells again what was left out.
+    pub fn has_more_to_seal(&self, id: VolumeId) -> bool {
+        let stopped_at = |state: &State| state.seals.get(&id).and_then(|seal| seal.stopped_at);
+        {
+            let state = self.shared.lock();
+            if stopped_at(&state).is_none_or(|to_seal| to_seal == state.to_seal) {
+                return false;
+            }
+        }
+        let Some(looked_at) = self.list_to_seal(id) else { return true };
+        if let Some(seal) = self.shared.lock().seals.get_mut(&id).filter(|seal| seal.stopped_at.is_some()) {
+            seal.stopped_at = Some(looked_at);
+        }
+        false
+    }
+
+    /// Differs from what it was when a sealing has begun meanwhile, or there may be more to seal.
+    pub fn seal_changes(&self) -> u64 {
+        self.shared.lock().to_seal
     }
 
     /// Changes, durably, what volume `name` says of its sealing. The caller holds `control`.
@@ -199,11 +242,15 @@ impl Container {
     }
 
     /// Sets whether the sealing of a volume is paused, and how many bytes a second it may read (0: no limit). Both are kept in
-    /// the container; the caller of [`Container::seal_step`] heeds them.
+    /// the container; the caller of [`Container::seal_step`] heeds them. Not paused, it tries what it left out again.
     ///
     /// Errors: [`Error::NotSealing`] if it has ended.
     pub fn set_seal(&self, id: VolumeId, paused: bool, speed: u64) -> Result<()> {
-        self.change_seal(id, Some(Pace { paused, speed }))
+        self.change_seal(id, Some(Pace { paused, speed }))?;
+        if !paused {
+            self.try_again(id);
+        }
+        Ok(())
     }
 
     fn change_seal(&self, id: VolumeId, pace: Option<Pace>) -> Result<()> {

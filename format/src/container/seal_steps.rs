@@ -68,7 +68,8 @@ impl Container {
     /// Reads about `budget_bytes` of what is frozen of a volume and has no tags, a chunk at least, and makes its tags; blocks
     /// for its I/O. Threads may step different volumes at once. After an error the step may be tried again.
     ///
-    /// Errors: [`Error::NotAllSealed`] when everything else is sealed, [`Error::Io`], [`Error::Corrupt`], [`Error::Failed`],
+    /// Errors: [`Error::NotAllSealed`] when everything else is sealed: what was left out is tried again after
+    /// [`Container::seal`] or [`Container::set_seal`] only; [`Error::Io`], [`Error::Corrupt`], [`Error::Failed`],
     /// [`Error::Closed`], [`Error::ReadOnly`].
     pub fn seal_step(&self, volume: VolumeId, budget_bytes: u64) -> Result<SealStep> {
         self.shared.check_open()?;
@@ -80,6 +81,7 @@ impl Container {
             if std::mem::replace(&mut seal.is_under_way, true) {
                 return Ok(SealStep::Blocked(HydrateWait::Others));
             }
+            seal.stopped_at = None;
         }
         let _under_way = UnderWay { shared: &self.shared, volume };
         let (mut sealed, mut looks) = (0, 0);
@@ -170,9 +172,9 @@ impl Container {
         }
     }
 
-    /// Lists the frozen layers of a volume that are not sealed; if there is none, what [`super::state::State::to_seal`] was
+    /// Lists the frozen layers of a volume that are not sealed, but those with something left out; if there is none, what [`super::state::State::to_seal`] was
     /// before it looked.
-    fn list_to_seal(&self, volume: VolumeId) -> Option<u64> {
+    pub(super) fn list_to_seal(&self, volume: VolumeId) -> Option<u64> {
         let (head, to_seal, left_out) = {
             let state = self.shared.lock();
             let left_out = state.seals.get(&volume).map(|seal| seal.left_out.layers.clone());
@@ -337,7 +339,8 @@ impl Container {
                 return Ok(false);
             }
             let Some(seal) = state.seals.get_mut(&volume) else { return Ok(true) };
-            if let Some(error) = seal.left_out.take_error() {
+            if let Some(error) = seal.left_out.error() {
+                seal.stopped_at = Some(to_seal);
                 return Err(error);
             }
             state.update_volume(volume, |record| record.sealing = None);

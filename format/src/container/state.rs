@@ -142,7 +142,7 @@ pub(crate) struct State {
     pub(crate) seals: BTreeMap<VolumeId, Seal>,
     /// What is known of layers that may have tags.
     pub(crate) tagged: HashMap<LayerId, Tagging>,
-    /// Counts what may have brought data without tags into some chain: a freeze, another head, a merge.
+    /// Counts what may have brought data without tags into some chain, a freeze, another head, a merge, and sealings begun.
     pub(crate) to_seal: u64,
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
@@ -424,6 +424,7 @@ impl State {
         if record.sealing.is_none() {
             self.seals.remove(&id);
         } else {
+            self.to_seal += u64::from(!self.seals.contains_key(&id));
             self.seals.entry(id).or_default();
         }
         self.set_slot(self.volume_slots[&id], Slot::Volume(record));

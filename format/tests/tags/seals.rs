@@ -1,6 +1,6 @@
 //! What is sealed, when, and how that goes on.
 
-use pitstop_format::testing::{Fault, Injection};
+use pitstop_format::testing::{Fault, Injection, SimDisk};
 use pitstop_format::{Error, HydrateWait, SLAB_LEN, SealEnd, SealStep, Verify};
 
 use crate::support::*;
@@ -178,6 +178,7 @@ fn everything_is_sealed_but_what_cannot_be_read() {
     disk.make_unreadable(places.map(|place| place + 100..place + 101));
     let data = counts(&container, "ci").data_bytes;
     for _ in 0..2 {
+        container.seal("golden").unwrap();
         let error = loop {
             match container.seal_step(volume, 300 << 10) {
                 Ok(SealStep::Sealed(_)) => {}
@@ -193,7 +194,26 @@ fn everything_is_sealed_but_what_cannot_be_read() {
         assert_eq!(counts(&container, "ci").sealed_bytes, data - 3 * BLOCK);
         assert!(container.sealing(volume).is_some());
     }
+    // What is frozen later is sealed, and nothing is tried again for that.
+    assert!(!container.has_more_to_seal(volume));
+    container.snapshot("golden", "same").unwrap();
+    assert!(!container.has_more_to_seal(volume));
+    fill(&container, "golden", 0..MIB, 77);
+    container.snapshot("golden", "later").unwrap();
+    assert!(container.has_more_to_seal(volume));
+    let failures = |disk: &SimDisk| disk.requests(Fault::Read) - disk.counts().0;
+    let before = failures(&disk);
+    assert_eq!(container.seal_step(volume, 10 * MIB).unwrap(), SealStep::Sealed(MIB));
+    assert!(!container.has_more_to_seal(volume), "a step was made");
+    for _ in 0..2 {
+        let error = container.seal_step(volume, MIB).unwrap_err();
+        assert!(matches!(error, Error::NotAllSealed { places: 3, .. }), "{error}");
+        assert!(!container.has_more_to_seal(volume));
+    }
+    assert_eq!(failures(&disk), before);
+    container.delete_volume("later").unwrap();
     disk.make_unreadable(None);
+    container.set_seal(volume, false, 0).unwrap();
     assert_eq!(run(&container, volume), (SealEnd::Done, 3 * BLOCK));
     assert_eq!(counts(&container, "ci").sealed_bytes, data);
     assert_fits(&container);
@@ -224,6 +244,7 @@ fn a_step_does_not_go_far_where_nothing_can_be_read() {
     assert!(matches!(error, Error::NotAllSealed { places, .. } if places == blocks), "{error}");
     assert_eq!(steps, 2, "nothing was tried twice");
     disk.make_unreadable(None);
+    container.seal("golden").unwrap();
     assert_eq!(run(&container, volume).0, SealEnd::Done);
 }
 
@@ -255,6 +276,7 @@ fn a_table_page_that_cannot_be_read_costs_only_its_chunks() {
     assert!(matches!(error, Error::NotAllSealed { places: 1, .. }), "{error}");
     disk.make_unreadable(None);
     assert_eq!(counts(&container, "w").sealed_bytes, BLOCK);
+    container.seal("v").unwrap();
     assert_eq!(run(&container, volume), (SealEnd::Done, BLOCK));
 }
 
@@ -297,7 +319,6 @@ fn a_volume_that_is_always_verified_has_sealed_what_it_reads() {
 // rule: JOB-12 — a full container: the sealing waits, and goes on when there is space.
 #[test]
 fn sealing_waits_for_space() {
-    use pitstop_format::testing::SimDisk;
     use pitstop_format::{Container, CreateOptions, OpenMode};
     let disk = SimDisk::new();
     Container::create(disk.clone(), &CreateOptions { journal_len_bytes: MIB, ..CreateOptions::default() }).unwrap();

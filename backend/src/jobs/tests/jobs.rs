@@ -1,12 +1,14 @@
 //! Tests of the jobs on work that is not real: JOB-1 to JOB-8.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use pitstop_format::{CreateOptions, FileDisk, OpenMode, Verify, VolumeIo};
+use pitstop_format::{CreateOptions, Disk, FileDisk, OpenMode, Planned, ReadPlan, Verify, VolumeIo};
 
 use super::work::{JobKind, Step, Wait};
 use super::*;
@@ -95,6 +97,17 @@ impl Work for Fake {
     }
 }
 
+fn container_file(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("test.pit")
+}
+
+fn new_container(folder: &tempfile::TempDir) -> Container {
+    let disk = FileDisk::create(&container_file(folder)).unwrap();
+    let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
+    Container::create(disk.clone(), &options).unwrap();
+    Container::open(disk, OpenMode::ReadWrite).unwrap()
+}
+
 struct Bench {
     jobs: Arc<Jobs>,
     turns: Option<Turns>,
@@ -106,10 +119,11 @@ impl Bench {
     /// Without a thread that makes steps.
     fn idle() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let disk = FileDisk::create(&folder.path().join("test.pit")).unwrap();
-        let options = CreateOptions { journal_len_bytes: 1 << 20, ..CreateOptions::default() };
-        Container::create(disk.clone(), &options).unwrap();
-        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        let container = new_container(&folder);
+        Self::with(container, folder)
+    }
+
+    fn with(container: Container, folder: tempfile::TempDir) -> Self {
         let events = Arc::new(Events::default());
         let receiver = events.subscribe();
         Bench { jobs: Jobs::new(container, events), turns: None, events: receiver, _folder: folder }
@@ -507,4 +521,55 @@ fn a_sealing_is_taken_up_while_another_job_leaves_no_pause() {
     wait_until(|| container.sealing_volumes().is_empty());
     busy.0.store(true, Ordering::SeqCst);
     wait_until(|| bench.state("busy").is_none());
+}
+
+/// rules: JOB-33, TAG-13 — a table page that is damaged stops the sealing of its chunks, not of what is frozen later.
+#[test]
+fn what_is_frozen_after_a_sealing_has_stopped_is_sealed_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let container = new_container(&folder);
+    let write = |container: &Container, at: u64| {
+        VolumeIo::new(container, container.volume("v").unwrap()).write_at(&[1; 4096], at).unwrap();
+    };
+    container.create_volume("v", 1 << 30).unwrap();
+    write(&container, 0);
+    container.snapshot("v", "w").unwrap();
+    container.close().unwrap();
+    let path = container_file(&folder);
+    let open = || {
+        let disk = FileDisk::open(&path, OpenMode::ReadWrite).unwrap();
+        Container::open(disk, OpenMode::ReadWrite).unwrap()
+    };
+    let container = open();
+    let page = match container.volume("w").unwrap().plan_read(0..512, &mut ReadPlan::default()).unwrap() {
+        Planned::NeedPage(load) => load.offset(),
+        other => panic!("{other:?}"),
+    };
+    let mut bytes = [0; 4096];
+    container.disk().read_at(&mut bytes, page).unwrap();
+    container.close().unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(&[!bytes[8]], page + 8).unwrap();
+    let mut bench = Bench::with(open(), folder);
+    bench.start();
+    let container = bench.jobs.container.clone();
+    let id = container.seal("v").unwrap();
+    let job = format!("seal-{id}");
+    wait_until(|| bench.state(&job) == Some(JobState::Paused));
+    let passed = || container.sealing(id).unwrap().passed_bytes;
+    assert_eq!(passed(), 0);
+    for count in 1..=2 {
+        write(&container, (512 << 20) * (count - 1));
+        container.snapshot("v", &format!("later-{count}")).unwrap();
+        wait_until(|| passed() == count * (256 << 10) && bench.state(&job) == Some(JobState::Paused));
+        let error = bench.jobs.get(&job).unwrap().error.unwrap();
+        assert!(error.contains("1 block or table page cannot be read"), "{error}");
+    }
+    // One that was told to pause stays paused.
+    bench.jobs.pause(&job).unwrap();
+    write(&container, 4096);
+    container.snapshot("v", "last").unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!((passed(), bench.state(&job)), (2 * (256 << 10), Some(JobState::Paused)));
+    bench.jobs.resume(&job).unwrap();
+    wait_until(|| passed() == 3 * (256 << 10) && bench.state(&job) == Some(JobState::Paused));
 }
