@@ -181,8 +181,16 @@ impl Task {
         self.pending == 0
     }
 
+    /// Operations that it will make when it has the tags that it waits for (TAG-19).
+    fn waiting_parts(&self) -> usize {
+        match &self.stage {
+            Stage::LoadingTags(loading) => loading.read.len(),
+            _ => 0,
+        }
+    }
+
     /// Goes on as far as possible without waiting. `id` is the task's number for its transfers.
-    pub(crate) fn advance(&mut self, id: usize, context: &mut Context<'_>) -> Advance {
+    pub(super) fn advance(&mut self, id: usize, context: &mut Context<'_>) -> Advance {
         loop {
             if self.pending > 0 {
                 return Advance::Waits;
@@ -396,6 +404,7 @@ impl Task {
 pub(crate) struct Tasks {
     slots: Vec<Option<Task>>,
     free: Vec<usize>,
+    waiting_parts: usize,
 }
 
 impl Tasks {
@@ -416,6 +425,21 @@ impl Tasks {
             panic!("task {id} does not exist");
         };
         task
+    }
+
+    /// Lets a task go on as far as possible without waiting.
+    pub(super) fn advance(&mut self, id: usize, context: &mut Context<'_>) -> Advance {
+        let task = self.get_mut(id);
+        let before = task.waiting_parts();
+        let advance = task.advance(id, context);
+        let now = task.waiting_parts();
+        self.waiting_parts = self.waiting_parts + now - before;
+        advance
+    }
+
+    /// Operations that tasks will make when they have the tags that they wait for.
+    pub(super) fn waiting_parts(&self) -> usize {
+        self.waiting_parts
     }
 
     /// Takes the task of that number out.

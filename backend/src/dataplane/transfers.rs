@@ -24,7 +24,7 @@ use crate::virtio::request::RequestError;
 /// Longest bounced transfer.
 const MAX_BOUNCE_LEN: u64 = 256 << 10;
 /// Most bytes in bounce buffers, but of blocks to be completed and of pages; more transfers wait.
-const MAX_BOUNCED_LEN: usize = 8 << 20;
+pub(super) const MAX_BOUNCED_LEN: usize = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 /// Longest transfer: what one read or write of the kernel moves, rounded down to chunks.
 const MAX_LEN: u64 = 1 << 30;
 /// In user data: the number of an operation that carries several transfers, not of one transfer.
@@ -180,6 +180,12 @@ impl Transfers {
     /// Whether something waits for room though nothing is under way whose end would give it.
     pub(crate) fn is_held_up(&self) -> bool {
         !self.backlog.is_empty() && self.on_ring == 0
+    }
+
+    /// Bytes in bounce buffers.
+    #[cfg(test)]
+    pub(super) fn bounced_len(&self) -> usize {
+        self.bounced_len
     }
 
     fn bring_to_ring(&mut self, id: usize) -> io::Result<bool> {

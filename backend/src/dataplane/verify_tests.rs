@@ -10,8 +10,8 @@ use pitstop_format::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::buffers::HostBuffer;
-use super::task::{Advance, Context, Task, Work};
-use super::transfers::Transfers;
+use super::task::{Advance, Context, Task, Tasks, Work};
+use super::transfers::{MAX_BOUNCED_LEN, Transfers};
 use super::wake::Signal;
 use super::*;
 use crate::virtio::chain::Segment;
@@ -32,6 +32,10 @@ struct Scene {
     model: Vec<u8>,
     /// The next operation fails.
     fails: bool,
+    /// Most bytes in bounce buffers so far.
+    most_bounced: usize,
+    /// Most parts that reads waited with for tags.
+    most_waiting: usize,
     _folder: tempfile::TempDir,
 }
 
@@ -64,44 +68,68 @@ impl Scene {
             container,
             disk,
             transfers: Transfers::new(Arc::new(data)).unwrap(),
-            mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap(),
+            mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap(),
             model,
             fails: false,
+            most_bounced: 0,
+            most_waiting: 0,
             _folder: folder,
         }
     }
 
     /// Takes a request to its end.
     fn run(&mut self, work: Work) -> Result<(), RequestError> {
+        self.run_all(vec![work]).pop().unwrap()
+    }
+
+    /// Takes requests to their ends, all at once.
+    fn run_all(&mut self, works: Vec<Work>) -> Vec<Result<(), RequestError>> {
         let signal = Signal::new().unwrap();
-        let (mut task, mut spare_plan) = (Task::new(0, GuestAddress(0), 0, work), None);
+        let (mut tasks, mut spare_plan) = (Tasks::default(), None);
+        let mut results: Vec<_> = works.iter().map(|_| None).collect();
+        let mut next: Vec<usize> =
+            works.into_iter().map(|work| tasks.insert(Task::new(0, GuestAddress(0), 0, work))).collect();
         let (mut completions, mut ended) = (Vec::new(), Vec::new());
-        loop {
-            let mut context = Context {
-                container: &self.container,
-                volume: &self.volume,
-                durability: Durability::OnFlush,
-                transfers: &mut self.transfers,
-                waker: &signal.waker(),
-                spare_plan: &mut spare_plan,
-            };
-            match task.advance(0, &mut context) {
-                Advance::Ended(result) => return result,
-                Advance::Parked => drop(self.container.maintain().unwrap()),
-                Advance::Waits => loop {
-                    self.transfers.submit().unwrap();
-                    self.transfers.ring().wait().unwrap();
-                    self.transfers.ring().take_completions(usize::MAX, &mut completions);
-                    for (user_data, result) in completions.drain(..) {
-                        let result = if std::mem::take(&mut self.fails) { -libc::EIO } else { result };
-                        self.transfers.completed(user_data, result, &mut ended);
+        while results.iter().any(Option::is_none) {
+            while let Some(id) = next.pop() {
+                let mut context = Context {
+                    container: &self.container,
+                    volume: &self.volume,
+                    durability: Durability::OnFlush,
+                    transfers: &mut self.transfers,
+                    waker: &signal.waker(),
+                    spare_plan: &mut spare_plan,
+                };
+                match tasks.advance(id, &mut context) {
+                    Advance::Ended(result) => results[id] = Some(result),
+                    Advance::Parked => {
+                        self.container.maintain().unwrap();
+                        next.push(id);
                     }
-                    if ended.drain(..).fold(false, |_, finished| task.transfer_ended(finished)) {
-                        break;
-                    }
-                },
+                    Advance::Waits => {}
+                }
+                self.most_waiting = self.most_waiting.max(tasks.waiting_parts());
+            }
+            self.transfers.submit().unwrap();
+            self.most_bounced = self.most_bounced.max(self.transfers.bounced_len());
+            if results.iter().all(Option::is_some) {
+                break;
+            }
+            self.transfers.ring().wait().unwrap();
+            self.transfers.ring().take_completions(usize::MAX, &mut completions);
+            for (user_data, result) in completions.drain(..) {
+                let result = if std::mem::take(&mut self.fails) { -libc::EIO } else { result };
+                self.transfers.completed(user_data, result, &mut ended);
+            }
+            for finished in ended.drain(..) {
+                let id = finished.task;
+                if tasks.get_mut(id).transfer_ended(finished) {
+                    next.push(id);
+                }
             }
         }
+        assert_eq!((tasks.waiting_parts(), self.transfers.bounced_len()), (0, 0));
+        results.into_iter().flatten().collect()
     }
 
     fn buffer(&self, at: u64, len: u64) -> HostBuffer {
@@ -184,6 +212,10 @@ impl Scene {
     }
 }
 
+fn fill(mem: &GuestMemoryMmap, at: u64, len: u64) {
+    mem.write_slice(&vec![NOTHING; len as usize], GuestAddress(at)).unwrap();
+}
+
 fn every_alignment(test: impl Fn(&mut Scene)) {
     for (memory, offset) in [(1, 1), (512, 512), (4096, 4096)] {
         test(&mut Scene::new(IoAlignment { memory, offset }));
@@ -256,18 +288,32 @@ fn only_a_volume_that_says_so_is_verified() {
     }
 }
 
-// rule: TAG-14 — more at once than bounce buffers are made for.
+// rules: TAG-14, TAG-19 — more at once than bounce buffers are made for; while tags are awaited, their parts count.
 #[test]
 fn long_reads_take_turns() {
     let mut scene = Scene::new(IoAlignment { memory: 1, offset: 1 });
-    for _ in 0..3 {
-        let (bytes, result) = scene.read(0..LEN, 4096);
-        result.unwrap();
-        assert!(bytes == scene.model);
+    // Table pages are loaded first: then all of them wait for tags at once.
+    scene.place_of(0);
+    for (cut, places) in [(0, 4096), (512, 4096 + 1)] {
+        let range = cut..LEN - cut;
+        let len = range.end - range.start;
+        let at = |n: u64| places + n * LEN;
+        let reads = (0..8).map(|n| {
+            fill(&scene.mem, at(n), len);
+            Work::Read { range: range.clone(), buffer: scene.buffer(at(n), len) }
+        });
+        let reads: Vec<Work> = reads.collect();
+        assert!(scene.run_all(reads).iter().all(Result::is_ok));
+        for n in 0..8 {
+            let mut bytes = vec![0; len as usize];
+            scene.mem.read_slice(&mut bytes, GuestAddress(at(n))).unwrap();
+            assert!(bytes == scene.model[range.start as usize..range.end as usize], "read {n}");
+        }
     }
-    let (bytes, result) = scene.read(512..LEN - 512, 4096 + 1);
-    result.unwrap();
-    assert!(bytes == scene.model[512..LEN as usize - 512]);
+    assert_eq!(scene.most_waiting, 8 * 2, "two slabs each");
+    // Blocks and pages do not wait.
+    let (most, pages) = (scene.most_bounced, 8 * BLOCK as usize);
+    assert!((MAX_BOUNCED_LEN / 2..=MAX_BOUNCED_LEN + pages).contains(&most), "{most} bytes at once");
 }
 
 // req: R13; rule: TAG-18 — a page of tags that cannot be read is no reason to refuse data, or not to write beside it.

@@ -46,7 +46,8 @@ const TIMER: u64 = u64::MAX - 3;
 /// planned.
 const MAX_TURN: usize = 4;
 const MAX_TURN_LEN: u64 = 4 << 20;
-/// While more transfers than this exist, no head is taken: bounds the memory of requests under way.
+/// While more transfers than this exist, or are to come of reads that wait for tags, no head is taken: bounds the memory of
+/// requests under way (TAG-19).
 const MAX_TRANSFERS: usize = 4096;
 
 /// How long requests that wait for space wait between two plans (VOL-21). A timer, because the storage tells nobody
@@ -332,7 +333,8 @@ impl Worker {
 
     /// Whether one more request may be taken. A correct guest never has more under way than the ring has places.
     fn has_room(&self) -> bool {
-        self.tasks.len() < usize::from(self.ring.size()) && self.transfers.len() <= MAX_TRANSFERS
+        let transfers = self.transfers.len() + self.tasks.waiting_parts();
+        self.tasks.len() < usize::from(self.ring.size()) && transfers <= MAX_TRANSFERS
     }
 
     /// Understands the request at `head` and starts it; returns how many bytes of data it carries.
@@ -411,7 +413,7 @@ impl Worker {
             waker: &self.waker,
             spare_plan: &mut self.spare_plan,
         };
-        match self.tasks.get_mut(id).advance(id, &mut context) {
+        match self.tasks.advance(id, &mut context) {
             Advance::Waits => {}
             Advance::Parked => self.parked.push(id),
             Advance::Ended(Err(error)) if self.trouble.policy() == OnNoSpace::Stop && is_no_space(&error) => {

@@ -6,6 +6,7 @@
 //! Does not: read data, or hold the engine lock for longer than a look.
 
 use std::io;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -58,11 +59,12 @@ struct Part {
     known: Known,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Known {
     Untagged,
     Place(Tagged),
-    Tags(LayerId, SlabTags),
+    /// Shared by all parts of the slab.
+    Tags(LayerId, Arc<SlabTags>),
 }
 
 /// Bytes of one slab that are to be read.
@@ -84,7 +86,7 @@ pub struct Check {
     /// Blocks of the slab: from this one on, up to `end`.
     first: u64,
     end: u64,
-    tags: SlabTags,
+    tags: Arc<SlabTags>,
 }
 
 impl Check {
@@ -156,6 +158,11 @@ impl TaggedRead {
         }
     }
 
+    /// Parts of slabs that are to be read.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Whether there is nothing to be read.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -171,10 +178,15 @@ impl TaggedRead {
 
     /// Notes what the parts whose tags are in `page` have there.
     fn take(&mut self, page: u64, bytes: &[u8], shared: &Shared) {
+        let mut of_slabs: [Option<Known>; PER_PAGE as usize] = Default::default();
         for part in self.parts.iter_mut().filter(|part| part.slab().0 / PER_PAGE == page) {
             if let Known::Place(place) = part.known {
-                let tags = place.tags_in(bytes, part.slab(), shared);
-                part.known = tags.map_or(Known::Untagged, |tags| Known::Tags(place.layer, tags));
+                let slab = part.slab();
+                let known = of_slabs[(slab.0 % PER_PAGE) as usize].get_or_insert_with(|| {
+                    let tags = place.tags_in(bytes, slab, shared);
+                    tags.map_or(Known::Untagged, |tags| Known::Tags(place.layer, Arc::new(tags)))
+                });
+                part.known = known.clone();
             }
         }
     }
@@ -238,5 +250,44 @@ impl Container {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(pitstop_interleavings))]
+mod tests {
+    use super::*;
+    use crate::container::{CreateOptions, OpenMode, SealStep};
+    use crate::io::VolumeIo;
+    use crate::layout::slot::Verify;
+    use crate::testing::SimDisk;
+
+    // rule: TAG-19
+    #[test]
+    fn parts_of_a_slab_share_its_tags() {
+        let disk = SimDisk::new();
+        Container::create(disk.clone(), &CreateOptions::default()).unwrap();
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        container.create_volume("v", 1 << 20).unwrap();
+        VolumeIo::new(&container, container.volume("v").unwrap()).write_at(&[1; 2 * SLAB_LEN as usize], 0).unwrap();
+        container.set_verify("v", Verify::Copy).unwrap();
+        container.snapshot("v", "w").unwrap();
+        let id = container.volume("v").unwrap().id();
+        while !matches!(container.seal_step(id, 1 << 20).unwrap(), SealStep::Ended(_)) {}
+        let mut plan = ReadPlan::default();
+        assert!(container.volume("w").unwrap().plan_read(0..2 * SLAB_LEN, &mut plan).is_ok());
+        let mut read = TaggedRead::default();
+        for part in TaggedRead::of_plan(&plan).parts {
+            (0..32).for_each(|block| read.add(part.disk_offset + 2 * block * BLOCK_LEN, BLOCK_LEN));
+        }
+        assert!(container.load_tags(&mut read) && read.len() == 64);
+        let tags = |part: &Part| match &part.known {
+            Known::Tags(_, tags) => Arc::as_ptr(tags),
+            other => panic!("{other:?}"),
+        };
+        let (first, second) = read.parts.split_at(32);
+        assert!(first.iter().all(|part| tags(part) == tags(&first[0])));
+        assert!(second.iter().all(|part| tags(part) == tags(&second[0])));
+        assert_ne!(tags(&first[0]), tags(&second[0]));
     }
 }
