@@ -140,6 +140,14 @@ fn a_guest_gets_an_error_for_just_the_block_in_which_a_bit_has_turned_over() {
         whole[..at as usize] == scene.golden[..at as usize]
             && whole[at as usize + 4096..] == scene.golden[at as usize + 4096..]
     );
+    // Each of several that are met one after the other comes to the log.
+    for number in 310..314 {
+        let [place] = scene.flip(scene.block(number))[..] else { panic!("it is there once") };
+        scene.assert_refused(&mut guest, number * BLOCK, 512);
+        scene.assert_refused(&mut guest, number * BLOCK, 512);
+        let (log, told) = (scene.log(), format!("block {number} (offset {place})"));
+        assert!(log.contains(&told), "{told}: {log}");
+    }
     drop((guest, qmp));
     assert!(scene.daemon.take().unwrap().terminate().success());
 }

@@ -446,7 +446,14 @@ impl Worker {
         if is_guests_fault(error) {
             return;
         }
-        let Some(kept_back) = self.failures.failed(Instant::now()) else { return };
+        let now = Instant::now();
+        let kept_back = match error {
+            RequestError::Format(damaged @ pitstop_format::Error::Corrupt(_)) => {
+                self.failures.failed_at(damaged.to_string(), now)
+            }
+            _ => self.failures.failed(now),
+        };
+        let Some(kept_back) = kept_back else { return };
         let (name, volume) = (&self.name, self.volume.name());
         match kept_back {
             0 => log::warn!("{name}: volume '{volume}': request failed: {error}"),
