@@ -341,6 +341,13 @@ impl Task {
         }
     }
 
+    /// Begins a read that was planned before; whether it is planned again instead.
+    #[cfg(test)]
+    pub(super) fn begin_read(&mut self, plan: ReadPlan, context: &mut Context<'_>) -> bool {
+        self.begin(0, Ready::Read(plan), context);
+        matches!(self.stage, Stage::Planning)
+    }
+
     fn carry_out(&mut self, id: usize, ready: Ready, read: Option<TaggedRead>, context: &mut Context<'_>) {
         let transfers = &mut *context.transfers;
         match (ready, &self.work) {

@@ -338,3 +338,40 @@ fn tags_that_cannot_be_read_cost_no_data() {
         scene.read(10 * BLOCK..11 * BLOCK, 4096).1.unwrap_err();
     });
 }
+
+// rules: TAG-12, JNL-6 — data that a merge has taken elsewhere behind the plan is looked for anew, not read unverified.
+#[test]
+fn a_read_whose_data_has_moved_is_planned_again() {
+    let mut scene = Scene::new(IoAlignment { memory: 1, offset: 1 });
+    // Block 0 is in golden's layer, block 1 in the one above it, which takes the other when golden is gone.
+    scene.write(BLOCK..2 * BLOCK, 0x42).unwrap();
+    scene.container.snapshot("ci", "copy").unwrap();
+    let ci = scene.volume.id();
+    while !matches!(scene.container.seal_step(ci, 1 << 30).unwrap(), SealStep::Ended(_)) {}
+    let before = scene.place_of(0);
+    let plan = |scene: &Scene| {
+        let mut plan = ReadPlan::default();
+        assert!(matches!(scene.volume.plan_read(0..BLOCK, &mut plan), Ok(Planned::Ready(()))));
+        plan
+    };
+    let (stale, signal) = (plan(&scene), Signal::new().unwrap());
+    scene.container.delete_volume("golden").unwrap();
+    scene.container.settle(1000).unwrap();
+    assert_ne!(scene.place_of(0), before);
+    let buffer = scene.buffer(4096, BLOCK);
+    let mut task = Task::new(0, GuestAddress(0), 0, Work::Read { range: 0..BLOCK, buffer });
+    let mut context = Context {
+        container: &scene.container,
+        volume: &scene.volume,
+        durability: Durability::OnFlush,
+        transfers: &mut scene.transfers,
+        waker: &signal.waker(),
+        spare_plan: &mut None,
+    };
+    assert!(task.begin_read(stale, &mut context), "what is no longer there is read");
+    let (bytes, result) = scene.read(0..BLOCK, 4096);
+    result.unwrap();
+    assert!(bytes == scene.model[..BLOCK as usize]);
+    scene.flip(0, 0);
+    scene.read(0..BLOCK, 4096).1.unwrap_err();
+}

@@ -50,6 +50,8 @@ pub enum TagStep {
 pub struct TaggedRead {
     parts: SmallVec<[Part; 2]>,
     is_placed: bool,
+    /// The page that had a damaged record and is read again: that may just have been written.
+    looked_again: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -218,9 +220,13 @@ impl Container {
         TagStep::Ready
     }
 
-    /// Takes the [`PAGE_LEN`] bytes read at `load.offset()`: for this read, and for others while no tags are changed.
+    /// Takes the [`PAGE_LEN`] bytes read at `load.offset()`: for this read, and for others while no tags are changed. A page with
+    /// a damaged record is asked for once more (TAG-2).
     pub fn install_tags(&self, read: &mut TaggedRead, load: TagLoad, bytes: &[u8]) {
         debug_assert_eq!(bytes.len(), PAGE_LEN);
+        if self.shared.has_bad_record(load.page, bytes) && read.looked_again.replace(load.page) != Some(load.page) {
+            return;
+        }
         self.shared.keep_tag_page(load.page, bytes.into(), load.changes);
         read.take(load.page, bytes, &self.shared);
     }

@@ -190,13 +190,25 @@ impl Shared {
             Err(changes) => changes,
         };
         let mut bytes = vec![0; PAGE_LEN];
-        if let Err(error) = self.disk.read_at(&mut bytes, home) {
-            self.miss_tag_page(page, home, &error);
-            return None;
+        // A record that seems damaged may just be written.
+        for _ in 0..2 {
+            if let Err(error) = self.disk.read_at(&mut bytes, home) {
+                self.miss_tag_page(page, home, &error);
+                return None;
+            }
+            if !self.has_bad_record(page, &bytes) {
+                break;
+            }
         }
         let bytes: PageBytes = bytes.into();
         self.keep_tag_page(page, bytes.clone(), changes);
         Some(bytes)
+    }
+
+    /// Whether a record of a page is damaged, or was met while it was written.
+    pub(super) fn has_bad_record(&self, page: u64, bytes: &[u8]) -> bool {
+        let mut records = bytes.chunks_exact(tags::LEN).zip((page * PER_PAGE..).map(SlabNo));
+        records.any(|(raw, slab)| SlabTags::decode(raw, self.uuid, slab).is_err())
     }
 
     /// A page of tags at `home` cannot be read: told of once, and no layer counts as sealed any more, so that the next sealing
@@ -276,6 +288,7 @@ impl Shared {
                 return Ok(false);
             };
             let mut bytes = self.tag_page_to_change(page, home);
+            let slabs: Vec<SlabNo> = records.iter().map(|(slab, _)| *slab).collect();
             for (slab, tags) in records {
                 let now = self.lock().data_in(slab).map(|(_, birth, chunk)| (birth, chunk));
                 if now != Some((tags.birth, tags.chunk)) {
@@ -295,6 +308,10 @@ impl Shared {
             let written = self.disk.write_at(&bytes, home);
             let mut kept = super::lock(&self.tags.kept);
             kept.changes += 1;
+            // Damage to what is there now is news.
+            for slab in &slabs {
+                kept.told_of.remove(slab);
+            }
             match written {
                 Ok(()) => kept.keep(page, bytes.into()),
                 // What is there now nobody knows.

@@ -237,3 +237,31 @@ fn a_slab_freed_behind_a_plan_does_not_count_as_not_sealed() {
     let check = part.check.unwrap();
     assert_eq!((part.len, check.len_bytes(), check.disk_offset()), (512, BLOCK, part.disk_offset));
 }
+
+// rule: TAG-2 — a record that is looked at while it is written is looked at again; one that is damaged is so then, too.
+#[test]
+fn a_record_that_seems_damaged_is_looked_at_again() {
+    use pitstop_format::{ReadPlan, TagStep, TaggedRead};
+    let (disk, container) = sealed();
+    container.close().unwrap();
+    for (damaged_looks, is_checked) in [(1, true), (2, false)] {
+        let container = open(&disk);
+        let slab = place_of(&container, "ci", 0) / SLAB_LEN;
+        let (volume, mut plan) = (container.volume("ci").unwrap(), ReadPlan::default());
+        volume.plan_read(0..512, &mut plan).unwrap();
+        let (mut read, mut looks) = (TaggedRead::of_plan(&plan), 0);
+        while let TagStep::NeedTags(load) = container.look_up_tags(&mut read) {
+            let mut page = [0; 4096];
+            container.disk().read_at(&mut page, load.offset()).unwrap();
+            if looks < damaged_looks {
+                page[slab as usize % 8 * 512 + 400] ^= 1;
+            }
+            looks += 1;
+            container.install_tags(&mut read, load, &page);
+        }
+        let check = read.into_parts().next().unwrap().check;
+        assert_eq!((looks, check.is_some()), (2, is_checked));
+        drop((plan, volume, check));
+        container.close().unwrap();
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use pitstop_format::{CreateOptions, Disk, FileDisk, OpenMode, Planned, ReadPlan, Verify, VolumeIo};
+use pitstop_format::{CreateOptions, FileDisk, OpenMode, Planned, ReadPlan, Verify, VolumeIo};
 
 use super::work::{JobKind, Step, Wait};
 use super::*;
