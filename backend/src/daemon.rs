@@ -12,7 +12,9 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pitstop_format::{Container, Durability, FileDisk, NewCopy, ViewEnd, Volume, VolumeChange, VolumeId, VolumeInfo};
+use pitstop_format::{
+    Container, Durability, EndingView, FileDisk, NewCopy, ViewEnd, Volume, VolumeChange, VolumeId, VolumeInfo,
+};
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
 use crate::events::Events;
@@ -523,7 +525,13 @@ impl Daemon {
             // It may wait for guests' writes: nothing else waits with it.
             return Ok(self.container().end_view(name, end)?);
         }
-        let exports = lock(&self.exports); // held: no guest may be exported meanwhile
+        // What holds guests off is let go at the instant: nothing else waits for their writes with the command.
+        self.instant_of_drop(name)?.finish().map_err(DaemonError::from)
+    }
+
+    /// The instant of an unforced `drop`: while it lasts nobody may be exported, or connect, who would lose writes.
+    fn instant_of_drop(&self, name: &str) -> Result<EndingView<'_>> {
+        let exports = lock(&self.exports);
         let source = self.container().volumes().into_iter().find(|volume| volume.viewed_by.as_deref() == Some(name));
         // As for a refresh, no guest may connect between the question and the end.
         let of_source = || exports.iter().filter(|served| source.as_ref().is_some_and(|it| it.id == served.volume));
@@ -534,7 +542,7 @@ impl Daemon {
             let (volume, id) = (source.name.clone(), served.config.id.clone());
             return Err(DaemonError::DropConnected { volume, view: name.to_owned(), id });
         }
-        Ok(self.container().end_view(name, end)?)
+        Ok(self.container().start_end_view(name, ViewEnd::Drop)?)
     }
 
     /// The first export of the volume `name`, if it has any; fails if there is no such volume.

@@ -24,11 +24,11 @@ mod volume;
 
 pub use container::{
     BackgroundKind, BackgroundWork, Backup, BackupUse, CacheInfo, CacheOptions, ChangedIn, Check, Container,
-    ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Durability, Flush, FlushStep, HydrateEnd,
-    HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend, LayerInfo, Listing, Maintained, MapCounts, MapRange,
-    MapStep, Moved, NewCopy, OpenMode, Origin, PendingBackup, PendingCopy, PendingView, Relation, RelationState,
-    SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep, TaggedPart, TaggedRead, ViewEnd, VolumeChange,
-    VolumeInfo, VolumeState,
+    ContainerInfo, Content, CreateOptions, DiffCounts, DiffRange, DiffStep, Durability, EndingView, Flush, FlushStep,
+    HydrateEnd, HydrateStep, HydrateWait, Hydrated, Hydration, JournalAppend, LayerInfo, Listing, Maintained,
+    MapCounts, MapRange, MapStep, Moved, NewCopy, OpenMode, Origin, PendingBackup, PendingCopy, PendingView, Relation,
+    RelationState, SealEnd, SealStep, Sealed, Sealing, SpaceInfo, TagLoad, TagStep, TaggedPart, TaggedRead, ViewEnd,
+    VolumeChange, VolumeInfo, VolumeState,
 };
 pub use disk::Disk;
 pub use error::{Corruption, Error, Place, Result};

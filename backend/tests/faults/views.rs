@@ -1,6 +1,6 @@
 //! A write-through view is made and ended while writes are held in flight.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::common::client::{Client, Style, T_OUT};
@@ -102,6 +102,39 @@ fn late_writes_that_are_held_in_flight_end_in_neither_volume_after_a_drop() {
         assert_eq!(both(&mut v, &mut new, (block * LEN) as u64), shown, "block {block}");
     }
     drop((v, new, qmp));
+    scene.end();
+}
+
+// rules: VIEW-8, CTL-151 — a drop that waits for a guest's write keeps nobody from exports.
+#[test]
+fn a_drop_that_waits_for_writes_holds_up_no_other_command() {
+    let scene = Scene::new();
+    let (mut qmp, v, mut new) = taken_over(&scene);
+    let mut other = scene.qmp();
+    drop(v);
+    let of_v = |export: &&Value| export["node-name"] == "v";
+    wait_until("nobody is connected to the source", || {
+        let exports = other.order("query-block-exports", json!({}));
+        exports.as_array().unwrap().iter().find(of_v).unwrap()["x-pitstop-connected"] == false
+    });
+    submit(&mut new, 0, HELD);
+    wait_until("the storage has it", || scene.fs.held() == 1);
+    let dropping = std::thread::spawn(move || qmp.order("x-pitstop-view-drop", json!({"name": "new"})));
+    let is_view = |qmp: &mut Qmp| {
+        let volumes = qmp.order("x-pitstop-query-volumes", json!({"name": "new"}));
+        !volumes[0]["view-of"].is_null()
+    };
+    wait_until("the instant", || !is_view(&mut other));
+    // The answer waits for the write; others do not wait for the answer.
+    assert_eq!(other.order("query-block-exports", json!({})).as_array().unwrap().len(), 2);
+    let mut v = scene.guest("v");
+    assert_eq!(both(&mut v, &mut new, LEN as u64), (1, 1));
+    assert!(!dropping.is_finished() && scene.fs.held() == 1);
+    scene.fs.hold_writes_of(None);
+    assert_eq!(new.queues[0].wait_one().status, OK);
+    dropping.join().unwrap();
+    assert_eq!(both(&mut v, &mut new, 0), (HELD, HELD));
+    drop((v, new, other));
     scene.end();
 }
 

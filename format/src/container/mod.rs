@@ -60,7 +60,7 @@ pub use maintain::Maintained;
 pub use maps::{Content, Listing, MapCounts, MapRange, MapStep};
 pub use seal::{SealEnd, SealStep, Sealing};
 pub use tagged::{Check, TagLoad, TagStep, TaggedPart, TaggedRead};
-pub use view::{PendingView, ViewEnd};
+pub use view::{EndingView, PendingView, ViewEnd};
 
 use crate::alloc::Grace;
 use crate::disk::Disk;

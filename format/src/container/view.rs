@@ -14,6 +14,7 @@ use super::{Container, VolumeInfo, now_ns};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layout::slot::{Durability, OriginRecord, Verify, VolumeRecord};
+use crate::sync::MutexGuard;
 use crate::units::VolumeId;
 use crate::volume::{Role, VolumeCore, Writers};
 
@@ -80,6 +81,26 @@ impl PendingView {
     }
 }
 
+/// A view that has ended in memory, with all commands held off until it is finished.
+#[derive(Debug)]
+#[must_use = "nothing is durable until the command is finished"]
+pub struct EndingView<'a> {
+    pending: PendingView,
+    _control: MutexGuard<'a, ()>,
+}
+
+impl EndingView<'_> {
+    /// Makes the end durable and waits for the writes of before it (VIEW-8).
+    ///
+    /// Errors: those of [`Container::commit`].
+    pub fn finish(self) -> Result<VolumeInfo> {
+        let container = self.pending.container.clone();
+        let info = self.pending.finish()?;
+        container.shared.call_for_work();
+        Ok(info)
+    }
+}
+
 fn below(head: &Arc<Layer>) -> impl Iterator<Item = Arc<Layer>> {
     std::iter::successors(head.parent(), |layer| layer.parent())
 }
@@ -100,10 +121,16 @@ impl Container {
     ///
     /// Errors: [`Error::NoSuchVolume`], [`Error::NotAView`], [`Error::NoSpace`].
     pub fn end_view(&self, name: &str, end: ViewEnd) -> Result<VolumeInfo> {
-        let _control = super::lock(&self.shared.control);
-        let info = self.begin_end_view(name, end)?.finish()?;
-        self.shared.call_for_work();
-        Ok(info)
+        self.start_end_view(name, end)?.finish()
+    }
+
+    /// The first half of [`Container::end_view`], its instant, for a caller that holds something off over that alone. No other
+    /// command runs before it is finished.
+    ///
+    /// Errors: those of [`Container::end_view`].
+    pub fn start_end_view(&self, name: &str, end: ViewEnd) -> Result<EndingView<'_>> {
+        let control = super::lock(&self.shared.control);
+        Ok(EndingView { pending: self.begin_end_view(name, end)?, _control: control })
     }
 
     /// The first half of [`Container::create_view`]: its instant. For tests that hold writes under way; the caller runs no
