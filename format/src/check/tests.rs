@@ -830,6 +830,27 @@ fn chk_70_a_view_whose_heads_do_not_fit() {
         fixture.expect(ids);
         assert_eq!(refused(&fixture), "LAY-70");
     }
+    for name in ["a", "b"] {
+        let fixture = Fixture::viewing();
+        fixture.edit_volume(name, |record| record.durability = Durability::None);
+        fixture.expect(&["CHK-70"]);
+        assert_eq!(refused(&fixture), "LAY-70");
+    }
+    // A view of ci, which is being hydrated: the copy layer is the view's, or the source's.
+    for of_source in [false, true] {
+        let fixture = Fixture::hydrating();
+        let (lower, golden) = (fixture.head_of("ci").1.id, fixture.volume("golden").1.id);
+        fixture.edit_layer(fixture.head_of("golden"), |record| {
+            (record.parent, record.parent_limit) = (Some(lower), record.size);
+        });
+        fixture.edit_volume("ci", |record| record.is_view = true);
+        if of_source {
+            let copy = fixture.layer(|record| record.filled_for().is_some());
+            fixture.edit_layer(copy, |record| record.owner = Some(golden));
+        }
+        fixture.expect(&["CHK-70"]);
+        assert_eq!(refused(&fixture), "LAY-70");
+    }
     // A head that is no view's is nobody's parent.
     let fixture = Fixture::viewing();
     fixture.edit_volume("b", |record| record.is_view = false);

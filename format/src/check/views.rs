@@ -2,9 +2,9 @@
 //!
 //! Invariant: work in proportion to the number of layers. Does not: look at entries.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::layout::slot::{LayerKind, LayerRecord, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, VolumeRecord};
 use crate::units::{LayerId, VolumeId};
 
 /// What is wrong with each view that breaks LAY-70. If `blind`, not all of the catalog could be read, and what is missing
@@ -21,8 +21,11 @@ pub(super) fn wrong_views<'a>(
     if views.is_empty() {
         return wrong;
     }
+    let of_heads: HashMap<LayerId, &VolumeRecord> = volumes.iter().map(|volume| (volume.head, *volume)).collect();
+    let live: Vec<&LayerRecord> = layers.filter(|layer| layer.kind != LayerKind::Doomed).collect();
+    let hydrated: HashSet<VolumeId> = live.iter().filter_map(|layer| layer.filled_for()).collect();
     let mut above: HashMap<LayerId, u32> = HashMap::new();
-    for layer in layers.filter(|layer| layer.kind != LayerKind::Doomed) {
+    for layer in live {
         let Some((parent, view)) = layer.parent.and_then(|parent| Some((parent, views.get(&parent)?))) else {
             continue;
         };
@@ -39,7 +42,16 @@ pub(super) fn wrong_views<'a>(
             LayerKind::Head if layer.parent_limit != layer.size => {
                 format!("shows only {} bytes through the head {} over its own", layer.parent_limit, layer.id)
             }
-            LayerKind::Head => continue,
+            LayerKind::Head => {
+                let pair = || of_heads.get(&layer.id).copied().into_iter().chain([*view]);
+                if let Some(disposable) = pair().find(|volume| volume.durability == Durability::None) {
+                    format!("and its source promise what volume '{}' does not", disposable.name)
+                } else if let Some(filled) = pair().find(|volume| hydrated.contains(&volume.id)) {
+                    format!("and its source take writes while volume '{}' is being hydrated", filled.name)
+                } else {
+                    continue;
+                }
+            }
             kind => format!("has layer {} of kind {kind:?} over its head", layer.id),
         };
         wrong.insert(view.id, message);

@@ -18,9 +18,9 @@ use crate::layer::{Layer, Link, Page, PageLoad, Table};
 use crate::layout::Bad;
 use crate::layout::descriptor::Descriptor;
 use crate::layout::entry::{self, RawEntry};
-use crate::layout::slot::{LayerKind, LayerRecord, PER_PAGE, Slot, VolumeRecord};
+use crate::layout::slot::{Durability, LayerKind, LayerRecord, PER_PAGE, Slot, VolumeRecord};
 use crate::layout::tags;
-use crate::units::{ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, SlabNo};
+use crate::units::{ChunkNo, ENTRIES_PER_PAGE, ENTRIES_PER_TABLE, LayerId, PAGE_LEN, SlabNo, VolumeId};
 use crate::volume::{Role, VolumeCore, Writers};
 
 /// Decodes a table page and checks each entry's slab against its descriptor (MAP-5).
@@ -126,13 +126,21 @@ fn check_copies(slots: &[Slot]) -> Result<()> {
     Ok(())
 }
 
-/// The heads of views, each with the head that stands on it: one of the same size, of a volume that is no view itself.
+/// The heads of views, each with the head that stands on it: one of the same size, of a volume that is no view itself, both
+/// volumes keeping what is flushed and none being hydrated.
 fn find_views(slots: &[Slot]) -> Result<HashMap<LayerId, LayerId>> {
     let volumes = slots.iter().filter_map(|slot| match slot {
         Slot::Volume(record) => Some((record.head, record)),
         _ => None,
     });
     let volumes: HashMap<LayerId, &VolumeRecord> = volumes.collect();
+    let hydrated: HashSet<VolumeId> = slots
+        .iter()
+        .filter_map(|slot| match slot {
+            Slot::Layer(layer) => layer.filled_for(),
+            _ => None,
+        })
+        .collect();
     let is_view = |head: &LayerId| volumes.get(head).is_some_and(|volume| volume.is_view);
     let bad = |number, found| -> Error {
         Bad::new("LAY-70", found, "one head of the same size over the head of a view")
@@ -148,6 +156,10 @@ fn find_views(slots: &[Slot]) -> Result<HashMap<LayerId, LayerId>> {
             continue;
         }
         let is_head = *kind == LayerKind::Head && !is_view(id);
+        let pair = || [parent, id].into_iter().filter_map(|head| volumes.get(head));
+        if pair().any(|volume| volume.durability == Durability::None || hydrated.contains(&volume.id)) {
+            return Err(bad(number, format!("a volume of durability none, or being hydrated, over head {parent}")));
+        }
         if !is_head || *size != volumes[parent].size || parent_limit != size || views.insert(*parent, *id).is_some() {
             return Err(bad(number, format!("layer {id} of {size} bytes over head {parent}")));
         }
@@ -169,7 +181,7 @@ fn build_volumes(
     layers: &HashMap<LayerId, Arc<Layer>>,
     views: &HashMap<LayerId, LayerId>,
     signal: &Arc<Signal>,
-) -> Result<HashMap<crate::units::VolumeId, Arc<VolumeCore>>> {
+) -> Result<HashMap<VolumeId, Arc<VolumeCore>>> {
     let heads: HashMap<LayerId, &LayerRecord> = slots
         .iter()
         .filter_map(|slot| match slot {
