@@ -13,7 +13,7 @@ use std::task::Waker;
 
 use common::{contents, find, io, new_container, open};
 use pitstop_format::check::{CheckReport, Outcome, check};
-use pitstop_format::testing::SimDisk;
+use pitstop_format::testing::{Fault, SimDisk};
 use pitstop_format::{
     Container, Disk as _, Durability, Edge, EdgeSource, Error, HydrateEnd, HydrateStep, HydrateWait, Listing, NewCopy,
     Planned, RelationState, Result, SLAB_LEN, SealEnd, SealStep, Verify, ViewEnd, VolumeChange, WriteSegment,
@@ -321,6 +321,32 @@ fn a_flush_of_either_makes_durable_what_was_written_through_the_view() {
         let after = crashed(&disk);
         assert_eq!((both(&after, blocks(0, 0..1)), both(&after, blocks(1, 0..1))), ((3, 3), (0, 0)));
     }
+}
+
+// rules: JNL-7, VIEW-5 — it changes no entry.
+#[test]
+fn a_flush_after_an_overwrite_through_the_view_is_one_sync() {
+    let (disk, container) = view();
+    let flush = |name: &str| io(&container, name).flush().unwrap();
+    let records = || disk.requests(Fault::Durable);
+    fill(&container, "b", blocks(0, 0..4), 2);
+    ["a", "b"].into_iter().for_each(flush);
+    for name in ["a", "b"] {
+        let (before, syncs) = (records(), disk.requests(Fault::Sync));
+        fill(&container, "b", blocks(0, 1..3), 3);
+        io(&container, "b").write_at(&[4; 512], 512).unwrap();
+        flush(name);
+        assert_eq!((records(), disk.requests(Fault::Sync)), (before, syncs + 1), "a flush of {name}");
+    }
+    assert_eq!(both(&container, blocks(0, 1..3)), (3, 3));
+    // What takes blocks from the source is a change, and so is what is new.
+    for (name, range) in [("a", blocks(0, 1..2)), ("b", blocks(0, 1..2)), ("b", blocks(2, 0..1))] {
+        let before = records();
+        fill(&container, name, range, 5);
+        flush("a");
+        assert!(records() > before);
+    }
+    assert_clean(&disk, container);
 }
 
 // req: R24; rule: VIEW-8

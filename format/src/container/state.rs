@@ -724,17 +724,19 @@ impl State {
         self.claimed += 1;
     }
 
-    /// Makes the pending blocks `mask` visible: their data has been written.
-    pub(crate) fn publish(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
+    /// Makes the pending blocks `mask` visible: their data has been written. Whether that changes the entry.
+    pub(crate) fn publish(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) -> bool {
         debug_assert_eq!(entry.pending() & mask, mask);
         entry.set_pending(entry.pending() & !mask);
         self.claimed -= 1;
         // A write through a view claims what its head has, too: that is no change.
-        if entry.view().d & mask != mask {
+        let is_change = entry.view().d & mask != mask;
+        if is_change {
             entry.set_data(mask);
             self.settle(layer, chunk, entry);
             self.note_entry(layer, chunk, entry);
         }
+        is_change
     }
 
     /// Moves a chunk's slab from one layer, through which nobody reads, to another that has none there and then has the

@@ -96,7 +96,8 @@ impl Resolved {
         // Never waits: whoever finds the slot taken walks.
         if let Ok(mut slot) = slot.try_lock() {
             want &= !slot.recall(now, want, &mut piece);
-            learns = want != 0 && slot.gives_way(now);
+            // What stands on a head that takes writes, a view's, would never be remembered.
+            learns = want != 0 && parent.is_drained() && slot.gives_way(now);
         }
         if learns {
             let mut learnt = Slot { of: Some(now), ..Slot::default() };
@@ -289,6 +290,28 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(read(), [(1 << 20, Found::Data(SlabNo(50)))]);
         }
+    }
+
+    // rule: MAP-17 — over a head that takes writes: nothing is looked for in order to be remembered, and nobody's place is
+    // taken.
+    #[test]
+    fn a_source_of_a_view_learns_nothing() {
+        let (layers, resolved, deep) = (chain(), Resolved::new(), AtomicBool::new(false));
+        let top = layers.last().unwrap();
+        let read = |chunk| found(|piece| resolved.resolve(top, &deep, chunk, 1 << 20, piece));
+        let far = ChunkNo(SLOTS as u32);
+        let of = || resolved.slot(Subject { head: top.id, chunk: far, merges: 0 }).lock().unwrap().of.unwrap().chunk;
+        for _ in 0..2 {
+            assert_eq!(read(ChunkNo(0)), [(1 << 20, Found::Data(SlabNo(10)))]);
+        }
+        let parent = &layers[layers.len() - 2];
+        parent.drained.store(false, Ordering::Release);
+        for _ in 0..2 * OUTLASTS {
+            assert_eq!(read(far), [(1 << 20, Found::Zero)]);
+        }
+        parent.drained.store(true, Ordering::Release);
+        assert_eq!(read(far), [(1 << 20, Found::Zero)]);
+        assert_eq!(of(), ChunkNo(0));
     }
 
     // rules: MAP-15, MAP-17 — pages that are not in memory are asked for only if the read needs them.

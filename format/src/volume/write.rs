@@ -109,16 +109,25 @@ impl WriteTicket {
         let claims = std::mem::take(&mut self.claims);
         if !claims.is_empty() {
             let mut state = self.shared.lock();
+            let mut is_change = false;
             for claim in claims {
                 let layer = self.layer_of(claim);
                 if let InLayer::Entry(entry) = layer.lookup(claim.chunk) {
                     match claim.what {
-                        Claimed::Own | Claimed::Above => state.publish(layer, claim.chunk, &entry, claim.mask),
-                        Claimed::GivesWay => state.give_way_claimed(layer, claim.chunk, &entry, claim.mask),
+                        Claimed::Own | Claimed::Above => {
+                            is_change |= state.publish(layer, claim.chunk, &entry, claim.mask);
+                        }
+                        Claimed::GivesWay => {
+                            state.give_way_claimed(layer, claim.chunk, &entry, claim.mask);
+                            is_change = true;
+                        }
                     }
                 }
             }
-            self.writers.touch(&self.core, &mut state);
+            // An overwrite through a view changes no entry: its flush is a sync (JNL-7).
+            if is_change {
+                self.writers.touch(&self.core, &mut state);
+            }
             state.wake_all();
             if state.dirty.journal_bytes() > state.ring.batch_limit() {
                 drop(state);
