@@ -55,3 +55,13 @@ fn inputs_of_target_journal() {
 fn inputs_of_target_catalog() {
     replay("catalog", 50, |bytes| engine::exercise(&patch::container(&mut Input::new(bytes), Scope::Catalog)));
 }
+
+// Else inputs that begin with their numbers exercise another base.
+#[test]
+fn the_bases_with_views_have_them() {
+    for number in [250, 252] {
+        let container = pitstop_format::Container::open(base::disk(number), pitstop_format::OpenMode::ReadOnly);
+        let volumes = container.unwrap_or_else(|error| panic!("{error}")).volumes();
+        assert!(volumes.iter().any(|volume| volume.view_of.as_deref() == Some("a")), "{volumes:?}");
+    }
+}

@@ -13,7 +13,7 @@ use std::task::Waker;
 
 use common::{contents, find, io, new_container, open};
 use pitstop_format::check::{CheckReport, Outcome, check};
-use pitstop_format::testing::{Fault, SimDisk};
+use pitstop_format::testing::{Fault, Injection, SimDisk};
 use pitstop_format::{
     Container, Disk as _, Durability, Edge, EdgeSource, Error, HydrateEnd, HydrateStep, HydrateWait, Listing, NewCopy,
     Planned, RelationState, Result, SLAB_LEN, SealEnd, SealStep, Verify, ViewEnd, VolumeChange, WriteSegment,
@@ -582,5 +582,51 @@ fn relations_and_seals_go_on_below_a_view() {
         assert!(contents(&container, "ci") == contents(&container, "a"));
         assert_eq!(values(&container, "ci", blocks(0, 0..3)), [[2; 8], [3; 8], [1; 8]].concat());
         assert_clean(&disk, container);
+    }
+}
+
+// rules: VIEW-2, VIEW-3, VOL-11, VOL-20 — a write that goes to both heads fails at any of its writes: what each volume shows is of
+// before it or its own, sector by sector, also after a crash, and the next one succeeds.
+#[test]
+fn a_write_through_the_view_that_fails_half_way_shows_nothing_wrong() {
+    // A part of a block that the source has; whole blocks and a part; what the view has itself already.
+    let ranges = [512..1536, 512..3 * BLOCK + 1024, BLOCK..2 * BLOCK, 5 * BLOCK + 512..7 * BLOCK];
+    for (errno, range) in [5, 28].into_iter().flat_map(|errno| ranges.clone().map(|range| (errno, range))) {
+        for after in 0.. {
+            let (disk, container) = view();
+            fill(&container, "a", blocks(0, 0..4), 2);
+            fill(&container, "b", blocks(0, 6..7), 3);
+            io(&container, "b").flush().unwrap();
+            let all = blocks(0, 0..8);
+            let before = ["a", "b"].map(|name| values(&container, name, all.clone()));
+            disk.inject(Some(Injection { fault: Fault::Write, after, once: true, errno }));
+            let failures = disk.failures();
+            let result = io(&container, "b").write_at(&vec![9; (range.end - range.start) as usize], range.start);
+            let has_failed = disk.failures() > failures;
+            disk.inject(None);
+            assert_eq!(result.is_err(), has_failed, "{errno} {range:?} {after}");
+            io(&container, "a").flush().unwrap();
+            for container in [&container, &crashed(&disk)] {
+                for (name, before) in ["a", "b"].iter().zip(&before) {
+                    let now = values(container, name, all.clone());
+                    for ((sector, now), before) in (0..).zip(now).zip(before) {
+                        let is_written = range.contains(&(sector * 512));
+                        let fits = match has_failed {
+                            _ if !is_written => now == *before,
+                            true => now == *before || now == 9,
+                            false => now == 9,
+                        };
+                        assert!(fits, "{errno} {range:?} {after}: sector {sector} of {name} is {now}, was {before}");
+                    }
+                }
+            }
+            if !has_failed {
+                assert!(after > 0);
+                break;
+            }
+            fill(&container, "b", range.clone(), 8);
+            assert_eq!(both(&container, range.clone()), (8, 8));
+            assert_clean(&disk, container);
+        }
     }
 }

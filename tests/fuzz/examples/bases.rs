@@ -49,9 +49,39 @@ fn build(disk: &Arc<SimDisk>) -> pitstop_format::Result<Container> {
     Ok(container)
 }
 
+/// A view `b` of `a` over a copy that both show; what each wrote lies beside, over and within what the other did.
+fn build_views(disk: &Arc<SimDisk>) -> pitstop_format::Result<Container> {
+    let options = CreateOptions { journal_len_bytes: 256 << 10, label: "views".to_owned() };
+    Container::create(disk.clone(), &options)?;
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite)?;
+    let io = |name: &str| container.volume(name).map(|volume| VolumeIo::new(&container, volume));
+    container.create_volume("a", 5 * GIB)?;
+    io("a")?.write_at(&[1; 8192], 0)?;
+    container.snapshot("a", "c")?;
+    io("a")?.write_at(&[2; 512], 1 << 18)?;
+    container.create_view("a", "b")?;
+    io("a")?.write_at(&[3; 8192], 4096)?;
+    io("a")?.write_at(&[4; 512], 1 << 19)?;
+    io("b")?.write_at(&[5; 4096], 8192)?;
+    io("b")?.write_at(&[6; 512], 4096 + 512)?;
+    io("b")?.write_at(&[7; 512], 4 * GIB)?;
+    io("a")?.discard(2 * GIB..4 * GIB)?;
+    io("b")?.discard(1 << 18..(1 << 18) + 8192)?;
+    io("c")?.write_at(&[8; 512], 0)?;
+    io("b")?.flush()?;
+    Ok(container)
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bases");
-    for (name, clean) in [("wide-clean", true), ("wide-journal", false)] {
+    type Build = fn(&Arc<SimDisk>) -> pitstop_format::Result<Container>;
+    let bases: [(&str, Build, bool); 4] = [
+        ("wide-clean", build, true),
+        ("wide-journal", build, false),
+        ("views-clean", build_views, true),
+        ("views-journal", build_views, false),
+    ];
+    for (name, build, clean) in bases {
         let path = folder.join(name).with_extension("txt");
         if path.exists() {
             continue;

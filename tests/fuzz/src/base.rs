@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use pitstop_format::Disk;
 use pitstop_format::testing::SimDisk;
 
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 7] = [
     // Closed, with volumes, copies and a discarded range.
     include_str!("../../../spec/vectors/v1-clean.txt"),
     // Left by a crash: the journal holds batches.
@@ -19,7 +19,14 @@ const TEXTS: [&str; 5] = [
     include_str!("../bases/wide-clean.txt"),
     // The same, left by a crash.
     include_str!("../bases/wide-journal.txt"),
+    // A write-through view, each head with what the other does not have; closed.
+    include_str!("../bases/views-clean.txt"),
+    // The same, left by a crash.
+    include_str!("../bases/views-journal.txt"),
 ];
+
+/// Bases that came later, and the numbers, which no kept input had, that stand for them.
+const LATER: [usize; 2] = [250, 252];
 
 /// Number of bases.
 pub const COUNT: usize = TEXTS.len();
@@ -28,7 +35,9 @@ pub const COUNT: usize = TEXTS.len();
 pub fn disk(number: usize) -> Arc<SimDisk> {
     static LOADED: OnceLock<Vec<Arc<SimDisk>>> = OnceLock::new();
     let all = LOADED.get_or_init(|| TEXTS.iter().map(|text| load(text)).collect());
-    all[number % COUNT].copy()
+    let first = COUNT - LATER.len();
+    let place = LATER.iter().position(|&later| later == number).map_or(number % first, |later| first + later);
+    all[place].copy()
 }
 
 fn load(text: &str) -> Arc<SimDisk> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pitstop_format::check::{CheckReport, Outcome, Severity, check};
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{Container, Content, Disk, Error, HydrateStep, Listing, OpenMode, VolumeIo};
+use pitstop_format::{Container, Content, Disk, Error, HydrateStep, Listing, OpenMode, ViewEnd, VolumeIo};
 
 const BLOCK: usize = 4096;
 /// Volumes that are looked at.
@@ -139,11 +139,24 @@ fn compare(expected: &Shown, found: &Shown) {
     }
 }
 
+/// The volume that a view is one of.
+fn source_of(container: &Container, view: &str) -> Option<String> {
+    container.volumes().into_iter().find(|volume| volume.name == view)?.view_of
+}
+
+/// As [`compare`], of the volumes that are looked at: an account may have others.
+fn compare_visible(kept: &Shown, container: &Container) {
+    let (now, names) = (shown(container), names(container));
+    let visible = kept.iter().filter(|((name, _), _)| names.contains(name));
+    compare(&visible.map(|(place, block)| (place.clone(), block.clone())).collect(), &now);
+}
+
 /// Writes a block of its own to each place, and keeps the account.
 fn stamp(container: &Container, kept: &mut Shown, round: u8) {
     for (number, name) in names(container).into_iter().enumerate() {
         let Ok(volume) = container.volume(&name) else { continue };
         let (size, io) = (volume.size(), VolumeIo::new(container, volume));
+        let source = source_of(container, &name);
         for (index, at) in places(size).enumerate() {
             if (index + number + usize::from(round)) % 2 == 0 {
                 continue;
@@ -152,7 +165,13 @@ fn stamp(container: &Container, kept: &mut Shown, round: u8) {
             let mut block = format!("round {round} of {name} at {at}").into_bytes();
             block.resize(len, round);
             match io.write_at(&block, at) {
-                Ok(()) => drop(kept.insert((name.clone(), at), block)),
+                Ok(()) => {
+                    // What is written through a view is seen by its source.
+                    if let Some(of_source) = source.as_ref().and_then(|name| kept.get_mut(&(name.clone(), at))) {
+                        of_source.clone_from(&block);
+                    }
+                    kept.insert((name.clone(), at), block);
+                }
                 Err(Error::Corrupt(_) | Error::NoSpace { .. }) => {}
                 Err(error) => panic!("write to {name} at {at}: {error}"),
             }
@@ -165,15 +184,17 @@ fn discard(container: &Container, kept: &mut Shown) {
     for name in names(container) {
         let Ok(volume) = container.volume(&name) else { continue };
         let (size, io) = (volume.size(), VolumeIo::new(container, volume));
+        let source = source_of(container, &name);
+        let shows = |of: &String| *of == name || source.as_ref() == Some(of);
         // A whole table is a thing of its own, and takes its time: one volume is enough.
         let far = 2u64 << 30;
         let whole = if name == "fuzz-copy" { far..2 * far } else { far..far + (1 << 19) };
         for range in [BLOCK as u64..8192, whole] {
             if range.end <= size && tolerate("discard", io.discard(range.clone())).is_some() {
-                let given_up = kept.iter_mut().filter(|((of, at), _)| *of == name && range.contains(at));
+                let given_up = kept.iter_mut().filter(|((of, at), _)| shows(of) && range.contains(at));
                 given_up.for_each(|(_, block)| block.fill(0));
             } else {
-                kept.retain(|(of, at), _| *of != name || !range.contains(at));
+                kept.retain(|(of, at), _| !shows(of) || !range.contains(at));
             }
         }
     }
@@ -205,10 +226,25 @@ fn tolerate<T>(what: &str, result: Result<T, Error>) -> Option<T> {
             | Error::NoSpace { .. }
             | Error::TooManyLayers { .. }
             | Error::Hydrating { .. }
+            | Error::InView { .. }
             | Error::VolumeExists { .. }
             | Error::NoSuchVolume { .. },
         ) => None,
         Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// Ends all views, in turns one way and the other; after a drop the source shows what the view shows.
+fn end_views(container: &Container, kept: &mut Shown) {
+    let views = container.volumes().into_iter().filter_map(|volume| Some((volume.name, volume.view_of?)));
+    for (number, (view, source)) in views.collect::<Vec<_>>().into_iter().enumerate() {
+        let end = if number % 2 == 0 { ViewEnd::Drop } else { ViewEnd::Keep };
+        if tolerate("end of a view", container.end_view(&view, end)).is_some() && end == ViewEnd::Drop {
+            kept.retain(|(name, _), _| *name != source);
+            let shown: Vec<_> = kept.iter().filter(|((name, _), _)| *name == view).collect();
+            let shown: Vec<_> = shown.into_iter().map(|((_, at), block)| (*at, block.clone())).collect();
+            kept.extend(shown.into_iter().map(|(at, block)| ((source.clone(), at), block)));
+        }
     }
 }
 
@@ -238,6 +274,9 @@ fn work(container: &Container) -> Shown {
     hydrate(container, 4);
     stamp(container, &mut kept, 2);
     discard(container, &mut kept);
+    compare_visible(&kept, container);
+    end_views(container, &mut kept);
+    compare_visible(&kept, container);
     tolerate("background work", container.settle(60));
     hydrate(container, 20);
     // As a user would: the copy takes the contents of the last volume.

@@ -105,6 +105,9 @@ fn busy(random: &mut Random, close: bool) -> (Arc<SimDisk>, BTreeMap<String, Vec
     write("ci-3", 10);
     container.refresh("other", "ci-2").unwrap();
     write("other", 5);
+    container.create_view("ci-3", "view").unwrap();
+    write("ci-3", 3);
+    write("view", 3);
     container.settle(1000).unwrap();
     if !close {
         write("ci-1", 5);
