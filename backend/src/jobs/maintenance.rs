@@ -1,4 +1,4 @@
-//! Background work of the container: growth, periodic commits, checkpoints, reclaim; and an eye on its health.
+//! Background work of the container: growth, periodic commits, checkpoints, reclaim, merges; and an eye on its health.
 //!
 //! One thread that calls `maintain` while there is work and sleeps otherwise, tells when the container has failed, and
 //! warns before space runs out. Invariant: after [`Maintenance::stop`] nothing of it runs. Does not: decide what the work

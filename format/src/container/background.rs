@@ -4,6 +4,7 @@
 //! (`maintain`, `merge`), or bind it: what is shown was true a step ago.
 
 use super::Container;
+use super::hidden_steps::Hiding;
 use super::maintain::Background;
 use crate::units::{LayerId, SLAB_LEN};
 
@@ -12,7 +13,7 @@ use crate::units::{LayerId, SLAB_LEN};
 pub struct BackgroundWork {
     /// What is done.
     pub kind: BackgroundKind,
-    /// Bytes that have been looked through: of the layer that is merged, of the file that slabs are freed in.
+    /// Bytes that have been looked through: of the layer that is merged, of the file or the layer that slabs are freed in.
     pub passed_bytes: u64,
     /// Bytes to look through.
     pub total_bytes: u64,
@@ -23,7 +24,7 @@ pub struct BackgroundWork {
 pub enum BackgroundKind {
     /// This frozen layer is folded into its only child (LAY-8).
     Merge(LayerId),
-    /// The slabs of doomed layers are freed (JNL-12).
+    /// The slabs of doomed layers are freed (JNL-12), or those that a head hides (LAY-72).
     Reclaim,
 }
 
@@ -39,7 +40,8 @@ impl Container {
             let total_bytes = total * SLAB_LEN;
             BackgroundWork { kind, passed_bytes: (passed * SLAB_LEN).min(total_bytes), total_bytes }
         };
-        let reclaim = background.reclaim_progress().map(|slabs| work(BackgroundKind::Reclaim, slabs));
+        let hiding = || background.hiding.as_ref().map(Hiding::chunks);
+        let reclaim = background.reclaim_progress().or_else(hiding).map(|slabs| work(BackgroundKind::Reclaim, slabs));
         let merge = background.merge.as_ref().map(|job| work(BackgroundKind::Merge(job.parent()), job.chunks()));
         *super::lock(&self.shared.background) = reclaim.into_iter().chain(merge).collect();
     }

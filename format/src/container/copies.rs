@@ -81,7 +81,7 @@ impl PendingCopy {
     }
 
     fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
-        self.copies.iter().filter_map(|copy| copy.layer.as_ref())
+        layers(&self.copies)
     }
 
     /// Gives every target its head: in one batch, because the lock is held throughout (SNP-22).
@@ -103,6 +103,21 @@ impl PendingCopy {
         };
         Ok(self.copies.iter().map(publish).collect())
     }
+}
+
+impl Drop for PendingCopy {
+    /// Nobody waits for the layers any more: they have their heads, or never get them.
+    fn drop(&mut self) {
+        let mut state = self.container.shared.lock();
+        for layer in self.layers() {
+            state.hidden.copy_is_over(layer.id);
+        }
+        state.tree_has_changed();
+    }
+}
+
+fn layers(copies: &[Frozen]) -> impl Iterator<Item = &Arc<Layer>> {
+    copies.iter().filter_map(|copy| copy.layer.as_ref())
 }
 
 impl CopyTarget {
@@ -342,7 +357,9 @@ impl Container {
             let origin = OriginRecord { volume: id, uuid: record.uuid, instant_ns, name: record.name.clone() };
             Frozen { layer, origin, size: record.size, target }
         };
-        let copies = ids.iter().zip(targets).map(freeze).collect();
+        let copies: Vec<Frozen> = ids.iter().zip(targets).map(freeze).collect();
+        // What only the sources' heads stand on as yet stays as it is for the targets, too (LAY-72).
+        layers(&copies).for_each(|layer| state.hidden.keep_for_copy(layer.id));
         Ok(PendingCopy { container: self.clone(), copies })
     }
 }

@@ -88,7 +88,7 @@ impl Drop for Filling<'_> {
         } else {
             state.fills.remove(&self.layer.id);
             // What was left alone until now may be merged.
-            state.merge_possible = true;
+            state.tree_has_changed();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Background work, one bounded step a call: growth, commits, checkpoints, reclaim, merges.
+//! Background work, one bounded step a call: growth, commits, checkpoints, reclaim, freeing what heads hide, merges.
 //!
 //! Invariant: whatever is left undone by a crash is found again from the catalog (doomed layers) or does not matter.
 //! Does not: own a thread; the daemon and the tools call [`Container::maintain`].
@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::Container;
+use super::hidden_steps::Hiding;
 use super::merge::MergeJob;
 use super::state::State;
 use crate::alloc::DESCRIPTOR_SLAB;
@@ -44,18 +45,32 @@ pub enum Maintained {
 pub(super) struct Background {
     reclaim: Option<Reclaim>,
     pub(super) merge: Option<MergeJob>,
-    /// Layers that could not be merged because something in them is damaged; not tried again.
+    pub(super) hiding: Option<Hiding>,
+    /// Layers that could not be merged, or looked through, because something in them is damaged; not tried again.
     pub(super) unmergeable: HashSet<LayerId>,
     last_commit: Option<Instant>,
     grow_failed: Option<Instant>,
 }
 
-/// Work that goes before reclaim and merges.
+/// Work that goes before what frees slabs.
 #[derive(Debug)]
 struct Due {
     growth: bool,
     checkpoint: bool,
     commit: bool,
+    /// [`super::state::Space::chances`] before anything was looked for.
+    chances: u64,
+}
+
+/// What a look for something to free came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A step of it was done.
+    Work,
+    /// Requests under way have to end first.
+    Wait,
+    /// There is nothing.
+    Nothing,
 }
 
 /// One pass over the descriptors that frees the slabs of doomed layers.
@@ -96,10 +111,36 @@ impl Container {
             background.last_commit = Some(Instant::now());
             return Ok(Maintained::Worked);
         }
-        let worked =
-            if self.release() || self.reclaim(&mut background) { Ok(true) } else { self.merge(&mut background) };
+        let found = self.free_some(&mut background);
         self.show(&background);
-        Ok(if worked? { Maintained::Worked } else { Maintained::Idle })
+        Ok(match found? {
+            Found::Work => Maintained::Worked,
+            Found::Nothing if self.is_there_a_chance_since(due.chances) => Maintained::Worked,
+            Found::Nothing | Found::Wait => Maintained::Idle,
+        })
+    }
+
+    /// Does a step of what frees slabs.
+    fn free_some(&self, background: &mut Background) -> Result<Found> {
+        if self.release() || self.reclaim(background) {
+            return Ok(Found::Work);
+        }
+        let hidden = self.free_hidden(background)?;
+        Ok(if hidden != Found::Work && self.merge(background)? { Found::Work } else { hidden })
+    }
+
+    /// Nothing was found to free. Tells those who lack a slab that the file cannot give, unless there may be something by
+    /// now: true then.
+    fn is_there_a_chance_since(&self, chances: u64) -> bool {
+        let mut state = self.shared.lock();
+        if state.space.failure.is_none() || state.space.is_exhausted() {
+            return false;
+        }
+        if state.space.chances == chances {
+            state.space.exhausted_at = Some(chances);
+            state.wake_all();
+        }
+        !state.space.is_exhausted()
     }
 
     /// Does background work until there is none left or `steps` steps are done.
@@ -125,7 +166,8 @@ impl Container {
         let short = low && (limbo == 0 || (wanted && !dirty));
         let growth_failed = background.grow_failed.is_some_and(|at| at.elapsed() < GROW_RETRY);
         let last = background.last_commit.get_or_insert_with(Instant::now);
-        if wanted && growth_failed && free + limbo == 0 && !state.space.giving_up && state.relations.may_have_donor {
+        let is_last = growth_failed && free + limbo == 0 && state.space.is_exhausted();
+        if wanted && is_last && !state.space.giving_up && state.relations.may_have_donor {
             state.space.giving_up = state.give_up_donor();
         }
         if wanted && short && growth_failed {
@@ -137,10 +179,10 @@ impl Container {
             checkpoint: state.checkpoint_wanted
                 || state.ring.used() > state.checkpoint_threshold()
                 || state.homes.len() > state.home_pages_threshold(),
+            chances: state.space.chances,
             commit: dirty
                 && (last.elapsed() >= COMMIT_INTERVAL
-                    || wanted
-                    || (low && limbo > 0)
+                    || ((wanted || low) && limbo > 0)
                     || state.dirty.journal_bytes() > state.ring.batch_limit()),
         }
     }

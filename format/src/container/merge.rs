@@ -2,16 +2,16 @@
 //!
 //! Invariant (LAY-8): what the child shows never changes. The child publishes first; the parent's entries stay in memory
 //! until it is unlinked. A slab changes owner in one batch with both entries. Only frozen, sealed layers are merged.
-//! Does not: merge into heads, or copy a block that the child hides.
+//! Does not: merge into heads (what they hide is freed: see [`super::hidden_steps`]), or copy a block that the child hides.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Container;
 use super::maintain::Background;
 use super::state::State;
 use super::tags::first_bad;
+use super::{Container, Shared};
 use crate::error::{Error, Result};
 use crate::layer::{InLayer, Layer, Link, PageLoad};
 use crate::layout::descriptor::Descriptor;
@@ -37,6 +37,11 @@ impl MergeJob {
     /// The layer that is folded into its child.
     pub(super) fn parent(&self) -> LayerId {
         self.parent.id
+    }
+
+    /// The layer that it is folded into.
+    pub(super) fn child(&self) -> LayerId {
+        self.child.id
     }
 
     /// Chunks of the parent that are done, and chunks that it has.
@@ -79,13 +84,18 @@ impl Container {
         };
         match self.merge_step(job) {
             Ok(Outcome::More) => {}
-            Ok(Outcome::Ended) => background.merge = None,
+            Ok(Outcome::Ended) => {
+                // A head above the child may hide what has come into it.
+                self.shared.lock().look_again_over(job.child.id);
+                background.merge = None;
+            }
             Ok(Outcome::Blocked) => return Ok(false),
             Err(failed @ Error::Failed { .. }) => return Err(failed),
             Err(error) => {
                 // One bad page must stop neither other merges nor whoever does background work.
                 log::warn!("layer {} is not merged into layer {}: {error}", job.parent.id, job.child.id);
                 background.unmergeable.insert(job.parent.id);
+                self.shared.lock().look_again_over(job.child.id);
                 background.merge = None;
             }
         }
@@ -202,16 +212,23 @@ impl Container {
         if !still_valid(state, job) {
             return;
         }
-        let above = job.parent.link();
-        let limit = above.limit.min(job.child.link().limit);
-        job.child.set_link(Link { parent: above.parent.clone(), limit });
-        self.shared.resolved.merges.fetch_add(1, Ordering::AcqRel);
+        self.shared.unlink_parent(state, &job.parent, &job.child);
+    }
+}
+
+impl Shared {
+    /// Takes a layer out of the chain between its only child, which has all that it shows, and its own parent.
+    pub(super) fn unlink_parent(&self, state: &mut State, parent: &Layer, child: &Layer) {
+        let above = parent.link();
+        let limit = above.limit.min(child.link().limit);
+        child.set_link(Link { parent: above.parent.clone(), limit });
+        self.resolved.merges.fetch_add(1, Ordering::AcqRel);
         let grandparent = above.parent.as_ref().map(|layer| layer.id);
-        state.update_layer(job.child.id, |record| {
+        state.update_layer(child.id, |record| {
             record.parent = grandparent;
             record.parent_limit = limit;
         });
-        state.update_layer(job.parent.id, |record| {
+        state.update_layer(parent.id, |record| {
             record.kind = LayerKind::Doomed;
             record.parent = None;
             record.owner = None;
@@ -241,7 +258,7 @@ fn takes_blocks(layer: &Layer) -> bool {
     !layer.has_moved.load(Ordering::Relaxed)
 }
 
-fn is_frozen(state: &State, layer: &Layer) -> bool {
+pub(super) fn is_frozen(state: &State, layer: &Layer) -> bool {
     layer.is_drained() && !state.is_being_filled(layer.id) && state.is_frozen_kind(layer.id)
 }
 

@@ -16,6 +16,8 @@ mod diff;
 mod durability;
 pub(crate) mod fill;
 pub(crate) mod flush;
+pub(crate) mod hidden;
+mod hidden_steps;
 mod hold;
 mod hydrate;
 mod info;
@@ -103,7 +105,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Serialises create, delete, snapshot, refresh, rename, and the beginning and giving up of hydrations.
     control: Mutex<()>,
-    /// Serialises checkpoints, reclaim and merges: a freed slab is never reused under a home write (JNL-6).
+    /// Serialises checkpoints, reclaim, freeing of what heads hide, and merges: a freed slab is never reused under a home write (JNL-6).
     homes: Mutex<maintain::Background>,
     /// What background work is at; locked last, for a moment.
     background: Mutex<Vec<BackgroundWork>>,

@@ -236,7 +236,7 @@ impl State {
         let before = self.relation_record(slot).clone();
         self.relations.remove(slot, &before);
         // What was kept apart may be merged.
-        self.merge_possible = true;
+        self.tree_has_changed();
         let copy = before.copy.and_then(|layer| self.unpinned(layer, left));
         let base = before.base.and_then(|layer| self.unpinned(layer, left));
         let record = RelationRecord { volumes: None, copy, base, moved: before.moved };

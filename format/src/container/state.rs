@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::alloc::{Allocator, Held};
 use crate::container::fill::Fill;
+use crate::container::hidden::Hidden;
 use crate::container::hold::Hold;
 use crate::container::relations::Relations;
 use crate::container::ring::Ring;
@@ -97,6 +98,17 @@ pub(crate) struct Space {
     pub(crate) failure: Option<String>,
     /// What a relation kept was given up, and its slabs are not all in limbo yet (REL-11).
     pub(crate) giving_up: bool,
+    /// Counts what may have left something for background work to free.
+    pub(crate) chances: u64,
+    /// What `chances` was when background work found nothing to free, and the file could not grow.
+    pub(crate) exhausted_at: Option<u64>,
+}
+
+impl Space {
+    /// Whether background work has looked for something to free in vain, and there has been no chance since.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted_at == Some(self.chances)
+    }
 }
 
 /// The engine's locked state.
@@ -146,6 +158,7 @@ pub(crate) struct State {
     pub(crate) to_seal: u64,
     /// The tree of layers has changed since a merge was looked for in vain.
     pub(crate) merge_possible: bool,
+    pub(crate) hidden: Hidden,
     pub(crate) homes: Homes,
     /// Pages in memory, the longest resident first; some of them of layers that are gone.
     resident: VecDeque<(LayerId, u32, u8)>,
@@ -205,6 +218,7 @@ impl State {
             tagged: HashMap::new(),
             to_seal: 0,
             merge_possible: true,
+            hidden: Hidden::new(),
             homes: Homes::default(),
             resident: VecDeque::new(),
             resident_limit: RESIDENT_PAGES,
@@ -430,8 +444,15 @@ impl State {
         self.set_slot(self.volume_slots[&id], Slot::Volume(record));
     }
 
-    pub(crate) fn add_layer(&mut self, record: LayerRecord, layer: Arc<Layer>) {
+    /// Notes that the tree of layers, or who needs them, has changed: there may be something to merge or to free.
+    pub(crate) fn tree_has_changed(&mut self) {
         self.merge_possible = true;
+        self.hidden.tree_has_changed();
+        self.space.chances += 1;
+    }
+
+    pub(crate) fn add_layer(&mut self, record: LayerRecord, layer: Arc<Layer>) {
+        self.tree_has_changed();
         let slot = self.free_slot();
         self.layer_slots.insert(record.id, slot);
         self.layers.insert(record.id, layer);
@@ -466,9 +487,12 @@ impl State {
         let mut record = self.layer_record(id).clone();
         let (old_parent, old_copy, old_kind) = (record.parent, record.filled_for(), record.kind);
         change(&mut record);
-        self.merge_possible = true;
+        self.tree_has_changed();
         if record.kind == LayerKind::Frozen && old_kind != LayerKind::Frozen {
             self.to_seal += 1;
+        }
+        if record.kind != LayerKind::Head || record.parent != old_parent {
+            self.hidden.forget(id);
         }
         if record.filled_for() != old_copy {
             old_copy.and_then(|volume| self.copies.remove(&volume));
@@ -515,11 +539,21 @@ impl State {
         slab
     }
 
-    /// Whether no slab will come to be free by itself: the file cannot grow, none is on its way, and nothing is kept that
-    /// could be given up.
+    /// Whether no slab will come to be free by itself: the file cannot grow, and there is nothing left to free (VOL-8).
     pub(crate) fn is_full(&self) -> bool {
-        let is_coming = self.space.giving_up || self.relations.may_have_donor || self.alloc.limbo_count() > 0;
-        self.space.failure.is_some() && !is_coming
+        self.space.failure.is_some() && !self.may_yet_free()
+    }
+
+    /// Whether slabs are on their way, something is kept that could be given up, or background work has not yet looked for
+    /// something to free in vain.
+    fn may_yet_free(&self) -> bool {
+        self.alloc.limbo_count() > 0
+            || self.space.giving_up
+            || self.relations.may_have_donor
+            || self.relations.may_have_ended
+            // One that is being filled waits for who fills it, who may be the one to ask.
+            || self.doomed.iter().any(|layer| !self.is_being_filled(*layer))
+            || !self.space.is_exhausted()
     }
 
     pub(crate) fn no_space(&self) -> Error {
@@ -662,6 +696,7 @@ impl State {
         if zero && !table.zero.swap(true, Ordering::AcqRel) {
             let pages = table.initialised.load(Ordering::Acquire);
             self.describe(table.slab, Descriptor::Table { layer: layer.id, index, pages, zero: true });
+            self.note_gain_of_table(layer, index);
         }
         Some(table)
     }
@@ -735,6 +770,7 @@ impl State {
             entry.set_data(mask);
             self.settle(layer, chunk, entry);
             self.note_entry(layer, chunk, entry);
+            self.note_gain(layer, chunk);
         }
         is_change
     }
@@ -774,7 +810,8 @@ impl State {
         self.give_way(layer, chunk, entry, mask);
     }
 
-    /// Makes the blocks `mask` absent again, so that the head below shows (VIEW-3); none of them may be pending.
+    /// Makes the blocks `mask` absent again, so that the head below shows (VIEW-3), or because the head above hides them
+    /// (LAY-72); none of them may be pending.
     pub(crate) fn give_way(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
         debug_assert_eq!(entry.pending() & mask, 0);
         entry.set_absent(mask);
@@ -788,6 +825,7 @@ impl State {
         entry.set_zero(mask);
         self.settle(layer, chunk, entry);
         self.note_entry(layer, chunk, entry);
+        self.note_gain(layer, chunk);
     }
 
     // --- batches ---

@@ -91,7 +91,8 @@ impl Entry {
         self.set_slab(SlabNo(0));
     }
 
-    /// Data or zero to absent: clears Z, then D (MAP-7). Only writes through a view do this, to the head above (VIEW-3).
+    /// Data or zero to absent: clears Z, then D (MAP-7). Writes through a view do this to the head above (VIEW-3), background
+    /// work where all that stands on the layer hides it (LAY-72).
     pub(crate) fn set_absent(&self, mask: BlockMask) {
         self.z.fetch_and(!mask, Ordering::Release);
         self.d.fetch_and(!mask, Ordering::Release);

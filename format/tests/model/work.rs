@@ -61,6 +61,16 @@ fn doomed(layers: &[LayerInfo]) -> usize {
     layers.iter().filter(|layer| layer.kind == "doomed").count()
 }
 
+/// Frozen layers on which one head alone stands, and how much they have.
+fn below_heads(layers: &[LayerInfo]) -> Vec<(LayerId, u64)> {
+    let is_below_head = |layer: &LayerInfo| {
+        let above = layers.iter().filter(|above| above.parent == Some(layer.id));
+        layer.kind == "frozen" && above.map(|above| above.kind).eq(["head"])
+    };
+    let below = layers.iter().filter(|layer| is_below_head(layer));
+    below.map(|layer| (layer.id, layer.allocated_bytes)).collect()
+}
+
 impl Work {
     fn new(seed: u64, density: u64) -> Self {
         let disk = SimDisk::new();
@@ -396,7 +406,16 @@ impl Work {
             self.blocking(|container| container.maintain().unwrap());
             let mut world = self.lock();
             let after = world.container.layers();
-            world.coverage.merges += u64::from(doomed(&after) > doomed(&before));
+            // Which way a layer became less: into its child, or because a head hides what it had.
+            let below_heads = below_heads(&before);
+            let is_doomed = |id: &LayerId| after.iter().any(|layer| layer.id == *id && layer.kind == "doomed");
+            let unlinked = below_heads.iter().filter(|(id, _)| is_doomed(id)).count();
+            let freed = |(id, len): &&(LayerId, u64)| {
+                after.iter().any(|layer| layer.id == *id && layer.kind == "frozen" && layer.allocated_bytes < *len)
+            };
+            world.coverage.hidden_freed += u64::from(below_heads.iter().any(|below| freed(&below)));
+            world.coverage.hidden_unlinked += unlinked as u64;
+            world.coverage.merges += u64::from(doomed(&after) > doomed(&before) + unlinked);
             world.coverage.reclaims += u64::from(after.len() < before.len());
         }
     }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "tests")]
 
+mod hidden;
 mod journal;
 mod layers;
 mod room;

@@ -15,6 +15,7 @@ mod claims;
 mod close;
 mod epoch;
 mod explore;
+mod hidden;
 mod hydrate;
 mod journal;
 mod merge;
