@@ -67,9 +67,9 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    /// Told to go on: what was left out is tried again, if that is what it stopped at.
+    /// Told to go on: what was left out is tried again by the next step, if that is what it stopped at.
     fn tries_again(&mut self) {
-        if self.stopped_at.take().is_some() {
+        if self.stopped_at.is_some() {
             self.left_out = LeftOut::default();
         }
     }
