@@ -126,7 +126,7 @@ fn a_drop_that_waits_for_writes_holds_up_no_other_command() {
     };
     wait_until("the instant", || !is_view(&mut other));
     // The answer waits for the write; others do not wait for the answer.
-    assert_eq!(other.order("query-block-exports", json!({})).as_array().unwrap().len(), 2);
+    assert_eq!(other.order("query-block-exports", json!({})).as_array().unwrap().len(), 3);
     let mut v = scene.guest("v");
     assert_eq!(both(&mut v, &mut new, LEN as u64), (1, 1));
     assert!(!dropping.is_finished() && scene.fs.held() == 1);
