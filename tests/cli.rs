@@ -591,9 +591,12 @@ fn backups_are_the_same_through_a_daemon_and_are_restored() {
         pitstop.run("cache create", &["nightly", "--limit", "64M"]);
         let file = |name: &str| scratch.file(name);
         let [bulk, qcow2, live, in_place] = ["bulk.raw", "bulk.qcow2", "live.raw", "in-place.raw"].map(file);
+        let container = file("bulk.pit");
         let [addendum, changes] = ["live.add", "changes.add"].map(file);
         back_up(&pitstop, &scratch, served, &bulk, &["--cache", "nightly"]);
         back_up(&pitstop, &scratch, served, &qcow2, &["-O", "qcow2"]);
+        back_up(&pitstop, &scratch, served, &container, &["-O", "pitstop"]);
+        Pitstop::on(&container).assert_clean();
         back_up(&pitstop, &scratch, served, &live, &["--addendum", text(&addendum), "--speed", "1G"]);
         back_up(&pitstop, &scratch, served, &in_place, &["--in-place"]);
         back_up(&pitstop, &scratch, served, &changes, &["--since", "golden"]);
@@ -604,6 +607,7 @@ fn backups_are_the_same_through_a_daemon_and_are_restored() {
         let restored = [
             vec!["--from-backup", text(&bulk)],
             vec!["--from-backup", text(&qcow2), "--format", "qcow2"],
+            vec!["--from-backup", text(&container), "--format", "pitstop"],
             vec!["--from-backup", text(&live), "--addendum", text(&addendum), "--addendum", text(&changes)],
         ];
         for (round, files) in restored.into_iter().enumerate() {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
 use crate::layout::Bad;
-pub use crate::layout::addendum::{AddendumHeader, Purpose};
+pub use crate::layout::addendum::{AddendumHeader, Contents, Purpose};
 use crate::layout::addendum::{MAX_DATA_LEN, Record, Tag, checksum_of, header, record};
 use crate::units::MIN_IO_LEN;
 

@@ -14,8 +14,8 @@ fn head() -> AddendumHeader {
         container: Uuid::from_u128(1),
         volume: Uuid::from_u128(2),
         size_bytes: SIZE,
-        instant_unix_ns: 1_700_000_000_000_000_000,
-        purpose: Purpose::ChangesSince { base_unix_ns: -5 },
+        instant: Contents { id: Uuid::from_u128(3), unix_ns: 1_700_000_000_000_000_000 },
+        purpose: Purpose::ChangesSince(Contents { id: Uuid::from_u128(4), unix_ns: -5 }),
     }
 }
 
@@ -114,7 +114,7 @@ fn records_out_of_order_or_bounds_are_refused_before_their_data_is_read() {
 
 #[test]
 fn a_record_of_another_file_does_not_fit() {
-    let other = AddendumHeader { instant_unix_ns: 0, ..head() };
+    let other = AddendumHeader { container: Uuid::from_u128(5), ..head() };
     let mut bytes = other.encode().0.to_vec();
     bytes.extend(&sample()[header::LEN..]);
     assert!(matches!(applied(&bytes), Err(AddendumError::Bad { rule: "BAK-16", .. })));

@@ -1,6 +1,6 @@
 //! Backups' instants, original images, and cache regions, each promise by itself.
 //!
-//! req: R19, R20, R21, R23. Rules: BAK-1 to BAK-9, BAK-20 to BAK-26, BAK-28, CAT-15, CAT-16.
+//! req: R19 to R23. Rules: BAK-1 to BAK-9, BAK-20 to BAK-26, BAK-28, BAK-40, CAT-15, CAT-16, LAY-14.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -9,8 +9,8 @@ mod common;
 use common::{io, new_container};
 use pitstop_format::check::{Outcome, check};
 use pitstop_format::{
-    Backup, BackupUse, CacheOptions, Container, Content, DiffRange, Durability, Error, Listing, OpenMode, SLAB_LEN,
-    ViewEnd, VolumeChange, VolumeIo,
+    Backup, BackupUse, CacheOptions, Container, Content, DiffRange, Durability, Error, HydrateEnd, HydrateStep,
+    Listing, Maintained, OpenMode, SLAB_LEN, ViewEnd, VolumeChange, VolumeIo,
 };
 
 const MIB: u64 = 1 << 20;
@@ -137,7 +137,7 @@ fn what_changed_since_a_copy_is_listed_with_what_is_there_now() {
     let backup = container.begin_backup("v", None).unwrap();
     fill(&container, "v", 2 * MIB..3 * MIB, 3);
     let base = backup.set_base("monday").unwrap();
-    assert!(base < backup.instant_unix_ns());
+    assert!(base.unix_ns < backup.contents().unix_ns && base.id != backup.contents().id);
     let found: Vec<_> =
         ranges(|at, listing| backup.changed_since(at, listing)).iter().map(|r| (r.start, r.a)).collect();
     assert_eq!(found, [(0, Content::Data), (MIB, Content::Zero)]);
@@ -354,4 +354,67 @@ fn a_backup_that_keeps_what_guests_need_in_a_full_container_says_so() {
     fill(&container, "v", 0..BLOCK, 2);
     assert!(backup.cost().unwrap().starves_guests);
     backup.release().unwrap();
+}
+
+/// Fills the copy layer until the volume is real.
+fn make_real(container: &Container, name: &str) {
+    let layer = container.hydrate(name).unwrap().unwrap();
+    loop {
+        match container.hydrate_step(layer, MIB).unwrap() {
+            HydrateStep::Copied(_) => {}
+            HydrateStep::Blocked(_) => drop(container.maintain().unwrap()),
+            HydrateStep::Ended(HydrateEnd::Done) => return,
+            HydrateStep::Ended(end) => panic!("{end:?}"),
+        }
+    }
+}
+
+// req: R22; rules: LAY-14, BAK-40
+#[test]
+fn contents_are_known_again_wherever_they_are_and_no_others_are_taken_for_them() {
+    let (disk, container) = ones();
+    let id_of = |container: &Container, name: &str| {
+        let backup = container.begin_backup(name, None).unwrap();
+        backup.release().unwrap();
+        backup.contents()
+    };
+    container.create_volume("empty", SIZE).unwrap();
+    assert!(id_of(&container, "empty").id.is_nil());
+    container.snapshot("v", "monday").unwrap();
+    let monday = container.contents("monday").unwrap();
+    let instant = container.volumes().iter().find_map(|volume| volume.origin.clone()).unwrap().instant_unix_ns;
+    assert_eq!(monday.unix_ns, instant);
+    // The instant of the contents is that of the copy, whenever they are backed up.
+    assert_eq!([id_of(&container, "monday"), id_of(&container, "v")], [monday; 2]);
+    fill(&container, "v", 0..BLOCK, 2);
+    let tuesday = id_of(&container, "v");
+    assert!(tuesday.id != monday.id && tuesday.unix_ns > monday.unix_ns);
+    container.snapshot("v", "tuesday").unwrap();
+    // Merged, hydrated, opened again, written to: what they were is known.
+    make_real(&container, "monday");
+    while container.maintain().unwrap() == Maintained::Worked {}
+    assert_eq!(container.contents("monday").unwrap(), monday);
+    assert_eq!(id_of(&container, "monday"), monday);
+    container.delete_volume("v").unwrap();
+    while container.maintain().unwrap() == Maintained::Worked {}
+    container.close().unwrap();
+    let container = Container::open(disk.clone(), OpenMode::ReadWrite).unwrap();
+    assert_eq!([id_of(&container, "monday"), id_of(&container, "tuesday")], [monday, tuesday]);
+    fill(&container, "monday", 0..BLOCK, 3);
+    let written = [(); 2].map(|()| container.contents("monday").unwrap());
+    assert_eq!(container.last_contents("monday").unwrap(), monday);
+    let frozen = id_of(&container, "monday");
+    assert_eq!(container.last_contents("monday").unwrap(), frozen);
+    let ids = [monday.id, tuesday.id, written[0].id, written[1].id, frozen.id];
+    assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len(), "{ids:?}");
+    container.close().unwrap();
+    // Two copies of the file that go on by themselves.
+    let other = disk.copy();
+    let [one, two] = [disk, other].map(|disk| {
+        let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
+        assert_eq!(container.last_contents("tuesday").unwrap(), tuesday);
+        fill(&container, "tuesday", 0..BLOCK, 4);
+        id_of(&container, "tuesday")
+    });
+    assert!(one.id != two.id);
 }

@@ -311,14 +311,16 @@ pub(crate) enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A bulk that looks like qcow2, which its guest may have seen to.
-    #[error("{} is a qcow2 image, or a raw one of a disk that begins like one; say --format qcow2 or --format raw", shown(.path))]
+    /// A bulk that looks like another format than raw, which its guest may have seen to.
+    #[error("{} is of format {format}, or a raw image of a disk that begins so; say --format {format} or --format raw", shown(.path))]
     FormatIsUnsure {
         /// The file.
         path: PathBuf,
+        /// What it looks like.
+        format: String,
     },
     /// A backup that has to be made into another format afterwards cannot be left to the daemon.
-    #[error("a daemon writes raw images only, and this program converts: leave out --detach, or -O qcow2")]
+    #[error("a daemon writes raw images only, and this program converts: leave out --detach, or take -O raw")]
     CannotDetach,
     /// A copy that is not as large as the volume.
     #[error("{} and {} differ in size: what changed since can only be told of a copy as large", printable(.volume), printable(.copy))]

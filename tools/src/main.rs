@@ -184,7 +184,7 @@ enum Verb {
         /// The image to compare it with
         #[arg(long)]
         file: Option<PathBuf>,
-        /// Format of the image; if absent, a file with qcow2 magic is qcow2 and any other raw
+        /// Format of the image; if absent, a file with the magic of qcow2 or a container is that and any other raw
         #[arg(short, long, value_name = "FORMAT", requires = "file", conflicts_with = "other")]
         format: Option<Format>,
         /// Follow the backing file or external data file that the image names
@@ -226,7 +226,7 @@ enum Verb {
         volume: VolumeArgs,
         /// The image
         file: PathBuf,
-        /// Format of the image; if absent, a file with qcow2 magic is qcow2 and any other raw
+        /// Format of the image; if absent, a file with the magic of qcow2 or a container is that and any other raw
         #[arg(short, long, value_name = "FORMAT")]
         format: Option<Format>,
         /// Follow the backing file or external data file that the image names
@@ -344,6 +344,7 @@ enum Verb {
     #[command(after_help = "Examples:\n  \
         pitstop backup disks.pit db /backup/db.raw\n  \
         pitstop backup disks.pit db /backup/db.qcow2 -O qcow2\n  \
+        pitstop backup disks.pit db /backup/db.pit -O pitstop\n  \
         pitstop backup disks.pit db /backup/db.raw --addendum /backup/db.add --cache nightly\n  \
         pitstop backup disks.pit db /backup/db-tuesday.add --since db-monday")]
     Backup {
@@ -389,7 +390,8 @@ enum Verb {
     /// All its copies keep what they hold, those made after COPY too, so a volume can be restored forward again. To be able
     /// to come back to what the volume holds now, make a copy of it first.
     ///
-    /// With --from-backup, from files that `backup` made: BULK first, then each addendum over it, the oldest first. The
+    /// With --from-backup, from files that `backup` made: BULK first, then each addendum over it, the oldest first; one that
+    /// does not go on from where the one before it ends is refused. The
     /// volume is made if it is not there, and changes only when all has been read. The container must not be held by a
     /// daemon.
     #[command(after_help = "Examples:\n  \
@@ -405,10 +407,10 @@ enum Verb {
         /// A file that `backup` made, or any image
         #[arg(long, value_name = "BULK")]
         from_backup: Option<PathBuf>,
-        /// Write this addendum over it; may be given several times, the oldest first
+        /// Write this addendum over it; may be given several times, each behind the one that it goes on from
         #[arg(long, value_name = "FILE", requires = "from_backup", conflicts_with = "from")]
         addendum: Vec<PathBuf>,
-        /// Format of BULK; raw if absent, but a file that looks like qcow2 is refused then: a guest can write that to a raw one
+        /// Format of BULK; raw if absent, but a file that looks like another is refused then: a guest can write that to a raw one
         #[arg(short, long, value_name = "FORMAT", requires = "from_backup", conflicts_with = "from")]
         format: Option<Format>,
         /// Restore even if a guest is connected to the volume

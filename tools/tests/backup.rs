@@ -1,10 +1,12 @@
 //! Backups and restores of a container that nobody holds.
 //!
-//! req: R21, R22. Rules: BAK-8, BAK-9, BAK-13, BAK-14, BAK-18.
+//! req: R21, R22. Rules: BAK-8, BAK-9, BAK-13, BAK-14, BAK-18, BAK-40, BAK-41, BAK-42.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+
+use std::os::unix::fs::PermissionsExt as _;
 
 use common::{Pit, noise};
 use pitstop_format::{Container, FileDisk, OpenMode, VolumeIo};
@@ -96,15 +98,20 @@ fn files_that_do_not_belong_together_leave_the_volume_as_it_is() {
     pit.ok(&["backup", "disks.pit", "db", "live", "--addendum", "originals"]);
     // A guest may have written that to its disk.
     pit.ok(&["export", "disks.pit", "db", "guests", "-O", "qcow2"]);
+    pit.ok(&["export", "disks.pit", "db", "nested", "-O", "pitstop"]);
     let other = Pit::new();
     three_days(&other);
     std::fs::copy(other.path("add-2"), pit.path("other")).unwrap();
     let names = pit.names();
-    let cases: [(&str, &[&str], &str); 8] = [
+    let cases: [(&str, &[&str], &str); 12] = [
         ("bulk", &["add-1", "originals"], "has original images"),
+        ("bulk", &["originals", "originals"], "has original images"),
         ("guests", &[], "say --format qcow2 or --format raw"),
-        ("bulk", &["add-2", "add-1"], "is older than the addendum before it"),
-        ("bulk", &["add-1", "other"], "is of another container"),
+        ("nested", &[], "say --format pitstop or --format raw"),
+        ("bulk", &["add-2", "add-1"], "add-2 belongs right behind add-1"),
+        ("bulk", &["add-1", "add-3"], "and add-1 ends with what was there at "),
+        ("bulk", &["originals", "add-1"], "missing between the two"),
+        ("bulk", &["add-1", "other"], "missing between the two"),
         ("bulk", &["cut"], "it is cut off"),
         ("bulk", &["flipped"], "BAK-16"),
         ("bulk", &["bulk"], "it is no addendum"),
@@ -119,6 +126,66 @@ fn files_that_do_not_belong_together_leave_the_volume_as_it_is() {
     }
     assert!(contents(&pit, "db") == days[3]);
     assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
+}
+
+// rules: BAK-14, BAK-40, BAK-41
+#[test]
+fn original_images_are_followed_by_the_changes_since_a_copy_made_before_the_next_write() {
+    let pit = Pit::new();
+    let mut days = three_days(&pit);
+    pit.ok(&["backup", "disks.pit", "db", "live", "--addendum", "originals"]);
+    pit.ok(&["snapshot", "disks.pit", "db", "day-3"]);
+    write(&pit, 0, &[5; 4096]);
+    days[3][..4096].fill(5);
+    pit.ok(&["backup", "disks.pit", "db", "add-4", "--since", "day-3"]);
+    let restore = ["restore", "disks.pit", "back", "--from-backup"];
+    let chains: [&[&str]; 2] = [
+        &["live", "--addendum=originals", "--addendum=add-4"],
+        &["bulk", "--addendum=add-1", "--addendum=add-2", "--addendum=add-3", "--addendum=add-4"],
+    ];
+    for chain in chains {
+        pit.ok(&[&restore[..], chain].concat());
+        assert!(contents(&pit, "back") == days[3], "{chain:?}");
+    }
+    // Nobody could know that a copy made later, after a write, is what the backup has.
+    pit.ok(&["snapshot", "disks.pit", "db", "day-4"]);
+    pit.ok(&["backup", "disks.pit", "db", "add-5", "--since", "day-4"]);
+    let message = pit.fails(&[&restore[..], &["live", "--addendum=originals", "--addendum=add-5"]].concat());
+    assert!(message.contains("missing between the two"), "{message}");
+    // A container that cannot be changed is backed up all the same.
+    write(&pit, 0, &[6; 4096]);
+    let rights = |mode| std::fs::set_permissions(&pit.container, std::fs::Permissions::from_mode(mode)).unwrap();
+    rights(0o444);
+    let output = pit.run(&["backup", "disks.pit", "db", "add-6", "--since", "day-4"]);
+    rights(0o644);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+// rule: BAK-42
+#[test]
+fn a_backup_that_is_a_container_is_restored_and_imported() {
+    let pit = Pit::new();
+    let days = three_days(&pit);
+    assert_eq!(pit.ok(&["backup", "disks.pit", "db", "db.pit", "-O", "pitstop"]), "db: backed up to db.pit\n");
+    assert!(pit.fails(&["backup", "disks.pit", "db", "db.pit", "-O", "pitstop"]).contains("--force"));
+    pit.ok(&["backup", "disks.pit", "db", "db.pit", "-O", "pitstop", "--force"]);
+    assert_eq!(pit.json(&["list", "db.pit"])[0]["name"], "db");
+    assert_eq!(pit.ok(&["check", "db.pit"]), "no errors were found\n");
+    pit.ok(&["restore", "disks.pit", "back", "--from-backup", "db.pit", "-f", "pitstop"]);
+    pit.ok(&["import", "disks.pit", "imported", "db.pit"]);
+    assert!(contents(&pit, "back") == days[3] && contents(&pit, "imported") == days[3]);
+    assert_eq!(pit.ok(&["compare", "disks.pit", "db", "--file", "db.pit"]), "db and db.pit are identical\n");
+    let message = pit.fails(&["import", "disks.pit", "more", "disks.pit"]);
+    assert!(message.contains("is a container of "), "{message}");
+    // Nothing but the volume is in it, and it is a container like any other.
+    pit.ok(&["snapshot", "db.pit", "db", "copy"]);
+    let message = pit.fails(&["restore", "disks.pit", "back", "--from-backup", "db.pit", "-f", "pitstop"]);
+    assert!(message.contains("is a container of 2 volumes") && message.contains("pitstop export"), "{message}");
+    assert!(
+        std::fs::read_dir(pit.path("."))
+            .unwrap()
+            .all(|entry| { !entry.unwrap().file_name().to_string_lossy().starts_with(".pitstop-") })
+    );
 }
 
 #[test]

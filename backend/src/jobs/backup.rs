@@ -129,7 +129,7 @@ impl Jobs {
         addendum: Option<Target>,
     ) -> Result<State, BackupError> {
         let purpose = match reading {
-            Reading::Since(copy) => Purpose::ChangesSince { base_unix_ns: backup.set_base(copy)? },
+            Reading::Since(copy) => Purpose::ChangesSince(backup.set_base(copy)?),
             _ => Purpose::OriginalImages,
         };
         let size_bytes = backup.instant().size();
@@ -137,7 +137,7 @@ impl Jobs {
             container: self.container.info().uuid,
             volume: backup.source().uuid(),
             size_bytes,
-            instant_unix_ns: backup.instant_unix_ns(),
+            instant: backup.contents(),
             purpose,
         };
         if let Reading::Since(_) = reading {

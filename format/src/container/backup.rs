@@ -8,13 +8,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use uuid::Uuid;
+
 use super::diff::{DiffStep, Zeros};
 use super::maps::Listing;
 use super::state::State;
-use super::{CacheInfo, Container, PendingCopy};
+use super::{CacheInfo, Container, PendingCopy, now_ns};
+use crate::addendum::Contents;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::layout::slot::InstantRecord;
+use crate::layout::slot::{InstantRecord, LayerKind};
 use crate::sync::Mutex;
 use crate::units::{SLAB_LEN, VolumeId};
 use crate::volume::Volume;
@@ -33,7 +36,7 @@ pub struct Backup {
     /// How often the source had been refreshed at the instant.
     refreshes: Option<u64>,
     instant: Volume,
-    instant_unix_ns: i64,
+    contents: Contents,
     region: InstantRecord,
     /// A second instant: when the live volume had been read through.
     end: Mutex<Option<VolumeId>>,
@@ -70,9 +73,9 @@ impl PendingBackup {
         let info = copy.finish()?;
         let shared = &container.shared;
         let instant = Volume::new(shared.clone(), shared.lock().volumes[&info.id].clone());
-        let instant_unix_ns = info.origin.map_or(0, |origin| origin.instant_unix_ns);
+        let contents = shared.lock().contents_below(info.id);
         let (end, base) = (Mutex::new(None), Mutex::new(None));
-        Ok(Backup { container, source: live, refreshes, instant, instant_unix_ns, region, end, base })
+        Ok(Backup { container, source: live, refreshes, instant, contents, region, end, base })
     }
 }
 
@@ -85,6 +88,24 @@ pub struct BackupUse {
     pub cache: Option<CacheInfo>,
     /// The container cannot grow, hardly anything is free, and the backup keeps something (BAK-24).
     pub starves_guests: bool,
+}
+
+impl State {
+    /// What the head of a volume stands on; of a view, what both of its heads stand on.
+    fn contents_below(&self, id: VolumeId) -> Contents {
+        let mut below = std::iter::successors(self.volumes[&id].head().parent(), |layer| layer.parent());
+        match below.find(|layer| self.layer_record(layer.id).kind != LayerKind::Head) {
+            Some(layer) => {
+                let (id, unix_ns) = self.contents_of_layer(layer.id);
+                Contents { id, unix_ns }
+            }
+            None => {
+                let record = self.volume_record(id);
+                let unix_ns = record.origin.as_ref().map_or(record.created_ns, |origin| origin.instant_ns);
+                Contents { id: Uuid::nil(), unix_ns }
+            }
+        }
+    }
 }
 
 impl Container {
@@ -152,6 +173,28 @@ impl Container {
         Ok(PendingBackup { refreshes: live.refreshes(), copy, live, region })
     }
 
+    /// What volume `name` holds now; an id that no others will ever have if it was written since its last point-in-time
+    /// event (LAY-4).
+    ///
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`].
+    pub fn contents(&self, name: &str) -> Result<Contents> {
+        let state = self.shared.lock();
+        let id = state.defined_volume_id(name)?;
+        if state.volumes[&id].head().is_untouched() {
+            return Ok(state.contents_below(id));
+        }
+        Ok(Contents { id: Uuid::new_v4(), unix_ns: now_ns() })
+    }
+
+    /// What volume `name` held at its last point-in-time event, whatever was written to it since: what it was copied from or
+    /// refreshed from, or what was last copied of it.
+    ///
+    /// Errors: as [`Container::contents`].
+    pub fn last_contents(&self, name: &str) -> Result<Contents> {
+        let state = self.shared.lock();
+        Ok(state.contents_below(state.defined_volume_id(name)?))
+    }
+
     /// Backups' instants in the catalog.
     pub fn instants(&self) -> Vec<VolumeId> {
         self.shared.lock().instants.iter().copied().collect()
@@ -200,9 +243,9 @@ impl Backup {
         &self.instant
     }
 
-    /// The instant, in nanoseconds since 1970.
-    pub fn instant_unix_ns(&self) -> i64 {
-        self.instant_unix_ns
+    /// What the volume held at the instant (BAK-40).
+    pub fn contents(&self) -> Contents {
+        self.contents
     }
 
     /// Refuses once the source has been refreshed, restored or deleted, or has got a view: then what is read of it may be neither of the
@@ -250,12 +293,11 @@ impl Backup {
         self.diff([end, self.id()], start, listing, Zeros::ByLayer)
     }
 
-    /// Makes volume `name` what [`Backup::changed_since`] compares with; returns the instant that it is a copy of, or was
-    /// made at, in nanoseconds since 1970.
+    /// Makes volume `name` what [`Backup::changed_since`] compares with; returns its [`Container::last_contents`].
     ///
     /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`]; [`Error::SinceItself`] for the source itself;
     /// [`Error::BadSize`] if it has another size than the source had.
-    pub fn set_base(&self, name: &str) -> Result<i64> {
+    pub fn set_base(&self, name: &str) -> Result<Contents> {
         let copy = self.container.defined_volume(name)?;
         if copy.id() == self.source.id() {
             return Err(Error::SinceItself { name: name.to_owned() });
@@ -266,10 +308,11 @@ impl Backup {
                 why: "a copy to compare with must be as large as the volume",
             });
         }
+        // Before its contents: what is refreshed in between is found to be another.
         let refreshes = copy.refreshes();
-        let info = self.container.volume_info(copy.id())?;
+        let contents = self.container.last_contents(name)?;
         *super::lock(&self.base) = Some(Base { copy, refreshes });
-        Ok(info.origin.map_or(info.created_unix_ns, |origin| origin.instant_unix_ns))
+        Ok(contents)
     }
 
     /// Where the instant may differ from the base, from byte `start` on: the first side of a range, `a`, is the instant's.

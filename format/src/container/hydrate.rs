@@ -92,18 +92,20 @@ impl State {
         let above = self.layers[&above].clone();
         let link = above.link();
         let id = LayerId(self.next_id());
-        let now = now_ns();
+        // It shows what its parent shows (LAY-14).
+        let (uuid, frozen_ns) =
+            link.parent.as_ref().map_or_else(|| (Uuid::new_v4(), 0), |parent| self.contents_of_layer(parent.id));
         let record = LayerRecord {
             id,
-            uuid: Uuid::new_v4(),
+            uuid,
             kind: LayerKind::Copy(Pace::default()),
             parent: link.parent.as_ref().map(|parent| parent.id),
             owner: Some(volume),
             size: above.size,
             parent_limit: link.limit,
             birth: id,
-            created_ns: now,
-            frozen_ns: now,
+            created_ns: now_ns(),
+            frozen_ns,
         };
         let layer = Layer::new(id, above.size, Link { parent: link.parent.clone(), limit: link.limit }, true);
         let layer = Arc::new(layer);

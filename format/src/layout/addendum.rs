@@ -25,6 +25,8 @@ pub(crate) mod header {
         INSTANT_NS @ 56, 8;
         BASE_NS @ 64, 8;
         PURPOSE @ 72, 1;
+        INSTANT @ 80, 16;
+        BASE @ 96, 16;
     }
 }
 
@@ -39,16 +41,22 @@ pub(crate) mod record {
     }
 }
 
+/// Contents of a volume, wherever they are found: what one frozen layer shows (LAY-14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    /// Never of any others; nil if nothing had ever been written: zeros.
+    pub id: Uuid,
+    /// Since when they are there, in nanoseconds since 1970: for people.
+    pub unix_ns: i64,
+}
+
 /// What the ranges of an addendum are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// What was at the instant where the live volume was written while it was read (R21).
     OriginalImages,
-    /// What was at the instant where it may differ from a copy of that instant (`--since`).
-    ChangesSince {
-        /// In nanoseconds since 1970.
-        base_unix_ns: i64,
-    },
+    /// What was at the instant where it may differ from these contents (`--since`).
+    ChangesSince(Contents),
 }
 
 /// Of what an addendum is.
@@ -60,8 +68,8 @@ pub struct AddendumHeader {
     pub volume: Uuid,
     /// Size of the volume in bytes.
     pub size_bytes: u64,
-    /// The instant, in nanoseconds since 1970.
-    pub instant_unix_ns: i64,
+    /// What the volume held at the instant.
+    pub instant: Contents,
     /// What the ranges are.
     pub purpose: Purpose,
 }
@@ -92,9 +100,11 @@ impl AddendumHeader {
         header::CONTAINER.put_uuid(&mut b, self.container);
         header::VOLUME.put_uuid(&mut b, self.volume);
         header::SIZE_BYTES.put(&mut b, self.size_bytes);
-        header::INSTANT_NS.put(&mut b, self.instant_unix_ns as u64);
-        if let Purpose::ChangesSince { base_unix_ns } = self.purpose {
-            header::BASE_NS.put(&mut b, base_unix_ns as u64);
+        header::INSTANT_NS.put(&mut b, self.instant.unix_ns as u64);
+        header::INSTANT.put_uuid(&mut b, self.instant.id);
+        if let Purpose::ChangesSince(base) = self.purpose {
+            header::BASE_NS.put(&mut b, base.unix_ns as u64);
+            header::BASE.put_uuid(&mut b, base.id);
             header::PURPOSE.put(&mut b, 1);
         }
         let crc = checksum(&[], &b, header::CRC);
@@ -116,7 +126,7 @@ impl AddendumHeader {
         }
         let purpose = match header::PURPOSE.get(b) {
             0 => Purpose::OriginalImages,
-            1 => Purpose::ChangesSince { base_unix_ns: header::BASE_NS.get(b) as i64 },
+            1 => Purpose::ChangesSince(Contents { id: header::BASE.uuid(b), unix_ns: header::BASE_NS.get(b) as i64 }),
             other => return Err(Bad::new("BAK-15", format!("purpose {other}"), "0 or 1")),
         };
         let size_bytes = header::SIZE_BYTES.get(b);
@@ -127,7 +137,7 @@ impl AddendumHeader {
             container: header::CONTAINER.uuid(b),
             volume: header::VOLUME.uuid(b),
             size_bytes,
-            instant_unix_ns: header::INSTANT_NS.get(b) as i64,
+            instant: Contents { id: header::INSTANT.uuid(b), unix_ns: header::INSTANT_NS.get(b) as i64 },
             purpose,
         };
         Ok((found, crc))

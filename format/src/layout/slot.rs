@@ -277,6 +277,7 @@ const INSTANT: u64 = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LayerRecord {
     pub(crate) id: LayerId,
+    /// Once it is frozen, of what it shows: given at the freeze, and by a copy layer taken over from the layer below (LAY-14).
     pub(crate) uuid: Uuid,
     pub(crate) kind: LayerKind,
     pub(crate) parent: Option<LayerId>,

@@ -4,6 +4,7 @@
 //! and a damaged one is an error, never a panic. Does not: know containers or verbs.
 
 mod header;
+mod pitstop;
 mod qcow2;
 mod raw;
 mod target;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+pub(crate) use self::pitstop::PitstopSink;
+use self::pitstop::PitstopSource;
 pub(crate) use self::qcow2::Qcow2Sink;
 use self::qcow2::Qcow2Source;
 pub(crate) use self::raw::RawSink;
@@ -30,6 +33,8 @@ pub(crate) enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3
     Qcow2,
+    /// A container with one volume
+    Pitstop,
 }
 
 /// Whether an image may name other files.
@@ -94,7 +99,7 @@ const FOREIGN: &[(usize, &[u8], &str, &str)] = &[
 const CONVERT: &str = "convert it first with `qemu-img convert -O qcow2`, or take its bytes as they are with -f raw";
 const UNPACK: &str = "unpack it first, or take its bytes as they are with -f raw";
 
-/// Finds out the format of a file: qcow2 if it begins with that magic, otherwise raw.
+/// Finds out the format of a file: qcow2 or a container if it begins with that magic, otherwise raw.
 ///
 /// # Errors
 /// A file that begins like another well-known format is refused: as a raw disk it would be garbage.
@@ -103,6 +108,9 @@ fn detect(image: &ImageFile) -> Result<Format> {
     let start = image.start(&mut buf)?;
     if start.starts_with(&header::MAGIC) {
         return Ok(Format::Qcow2);
+    }
+    if start.starts_with(pitstop::MAGIC) {
+        return Ok(Format::Pitstop);
     }
     let foreign =
         FOREIGN.iter().find(|(offset, magic, ..)| start.get(*offset..).is_some_and(|rest| rest.starts_with(magic)));
@@ -121,6 +129,7 @@ pub(crate) fn source(image: ImageFile, format: Option<Format>, backing: Backing)
     let source: Box<dyn Source> = match format {
         Format::Raw => Box::new(RawSource::new(image)),
         Format::Qcow2 => Box::new(Qcow2Source::open(image, backing)?),
+        Format::Pitstop => Box::new(PitstopSource::open(&image)?),
     };
     Ok((format, source))
 }
@@ -144,9 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn qcow2_magic_is_qcow2_and_anything_else_is_raw() {
+    fn a_magic_tells_the_format_and_anything_else_is_raw() {
         assert_eq!(detect(&image(b"QFI\xfb\0\0\0\x03").1).unwrap(), Format::Qcow2);
-        for raw in [&b""[..], b"Q", b"QFI", b"hello", &[0; 4096]] {
+        assert_eq!(detect(&image(b"PITSTOP\0\x01").1).unwrap(), Format::Pitstop);
+        for raw in [&b""[..], b"Q", b"QFI", b"PITSTOP", b"hello", &[0; 4096]] {
             assert_eq!(detect(&image(raw).1).unwrap(), Format::Raw);
         }
     }

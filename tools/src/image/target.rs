@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 
@@ -32,13 +32,7 @@ pub(crate) struct Target {
 impl Target {
     /// Starts a file that will become `path`.
     pub(crate) fn create(path: &Path, overwrite: Overwrite) -> Result<Self> {
-        match std::fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_file() && overwrite == Overwrite::Replace => {}
-            Ok(meta) if meta.is_file() => return Err(Error::TargetExists { path: path.to_owned() }),
-            Ok(_) => return Err(Error::TargetIsNoFile { path: path.to_owned() }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::file("look at", path)(error)),
-        }
+        Self::check(path, overwrite)?;
         let folder = folder_of(path);
         let temporary = tempfile::Builder::new()
             .prefix(".pitstop-export-")
@@ -49,9 +43,32 @@ impl Target {
         Ok(Self { path: path.to_owned(), overwrite, temporary })
     }
 
+    /// Takes over the file `made`, which lies in the same folder and is complete, to become `path`.
+    pub(crate) fn take_over(made: TempPath, path: &Path, overwrite: Overwrite) -> Result<Self> {
+        let file = File::open(&made).map_err(Error::file("open", &made))?;
+        Ok(Self { path: path.to_owned(), overwrite, temporary: NamedTempFile::from_parts(file, made) })
+    }
+
+    /// Refuses a name that cannot be given to a new file.
+    pub(crate) fn check(path: &Path, overwrite: Overwrite) -> Result<()> {
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && overwrite == Overwrite::Replace => {}
+            Ok(meta) if meta.is_file() => return Err(Error::TargetExists { path: path.to_owned() }),
+            Ok(_) => return Err(Error::TargetIsNoFile { path: path.to_owned() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("look at", path)(error)),
+        }
+        Ok(())
+    }
+
     /// The final path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the file is until it gets its name.
+    pub(crate) fn temporary_path(&self) -> &Path {
+        self.temporary.path()
     }
 
     /// A second handle to the file being written.
@@ -62,6 +79,23 @@ impl Target {
     /// Writes bytes at the end of the file.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         self.temporary.as_file().write_all(bytes).map_err(Error::file("write", &self.path))
+    }
+
+    /// Makes the files of a backup durable and gives them their names, the addendum first. No crash and no error leaves an
+    /// image beside an addendum of another: what is replaced goes before either (BAK-10).
+    pub(crate) fn finish_with(self, addendum: Option<Self>) -> Result<()> {
+        let Some(addendum) = addendum else { return self.finish() };
+        for file in [&self, &addendum] {
+            file.temporary.as_file().sync_all().map_err(Error::file("sync", &file.path))?;
+        }
+        if self.overwrite == Overwrite::Replace && std::fs::symlink_metadata(&self.path).is_ok() {
+            std::fs::remove_file(&self.path).map_err(Error::file("replace", &self.path))?;
+            sync_folder(&self.path)?;
+        }
+        let named = addendum.path.clone();
+        addendum.finish()?;
+        // An addendum without its image helps nobody.
+        self.finish().inspect_err(|_| drop(std::fs::remove_file(named)))
     }
 
     /// Makes the file durable and gives it its name.

@@ -4,6 +4,7 @@
 //! Invariant: files appear only when they are complete. Does not: know what an instant is (the container does).
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use pitstop_format::addendum::{ADDENDUM_DATA_LEN, AddendumHeader, AddendumWriter, Piece, Purpose};
 use serde::Serialize;
+use tempfile::TempPath;
 
 use super::{export, job};
 use crate::copy::{Run, Source};
@@ -21,7 +23,7 @@ use crate::jobs::{JobOrder, JobView};
 use crate::maps::ContentView;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
-use crate::session::{self, Daemon, Direct, Session, Way};
+use crate::session::{self, Access, Daemon, Direct, Session, Way};
 
 /// What to back up, and as what.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
         return Err(Error::AddendumIsTarget { path: backup.target.to_owned() });
     }
     let stop = interrupt::stop_flag().map_err(Error::Signals)?;
-    let job = match session::way(backup.path)? {
+    let job = match way(backup)? {
         Way::File(direct) => closed(direct, backup, &stop).map(|()| None)?,
         Way::Daemon(mut daemon) => served(&mut daemon, backup, &stop)?,
     };
@@ -73,6 +75,38 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
         Some(job) => format!("{}: job {}\n", printable(backup.name), printable(&job.id)),
         None => format!("{}: backed up to {}\n", printable(backup.name), printable(&done.target.to_string_lossy())),
     })
+}
+
+/// The way to the container. Where an addendum will tell what the volume holds now, a closed container is brought to know
+/// that by an id first (BAK-41).
+fn way(backup: &Backup<'_>) -> Result<Way> {
+    let direct = match session::way(backup.path)? {
+        Way::File(direct) if backup.how.addendum.is_some() || backup.how.since.is_some() => direct,
+        way => return Ok(way),
+    };
+    let (now, last) = (direct.opened().contents(backup.name), direct.opened().last_contents(backup.name));
+    if now.map_err(direct.failed())? == last.map_err(direct.failed())? {
+        return Ok(Way::File(direct));
+    }
+    direct.finish()?;
+    let fixed = session::open_direct(backup.path, Access::Change, "backed up").and_then(|session| {
+        let instant = session.opened().begin_backup(backup.name, None);
+        let released = instant.and_then(|instant| instant.release()).map_err(session.failed());
+        session.finish().and(released)
+    });
+    match fixed {
+        // One that has come meanwhile does it all.
+        Ok(()) | Err(Error::HeldByDaemon { .. }) => {}
+        Err(Error::Container { source: pitstop_format::Error::Io { source, .. }, .. })
+            if [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&source.kind()) =>
+        {
+            crate::tell(format_args!(
+                "the container cannot be changed ({source}): no addendum that is made later will be known to follow this backup"
+            ));
+        }
+        Err(error) => return Err(error),
+    }
+    session::way(backup.path)
 }
 
 /// Whether two paths lead to one file, or would if it were there.
@@ -103,22 +137,35 @@ fn served(daemon: &mut Daemon, backup: &Backup<'_>, stop: &AtomicBool) -> Result
     }
     // Checked before the daemon is put to work.
     let made = Target::create(backup.target, overwrite(&how))?;
-    let raw = target.with_file_name(format!(".pitstop-backup-{}.raw", std::process::id()));
-    let job = daemon.backup(backup.name, &raw, &how)?;
-    let waited = wait(daemon, &job, stop).inspect_err(|_| {
-        // Nobody would make an image of what it goes on to write. It may have ended.
+    // What the daemon makes gets no name before the image is whole, and goes whatever comes out of it.
+    let hidden = |path: &Path, what: &str| {
+        let name = format!(".pitstop-backup-{}.{what}", std::process::id());
+        TempPath::try_from_path(path.with_file_name(name)).map_err(Error::file("find the place of", path))
+    };
+    let raw = hidden(&target, "raw")?;
+    let addendum = how.addendum.take();
+    let hidden_addendum = addendum.as_deref().map(|path| hidden(path, "addendum")).transpose()?;
+    if let Some(path) = &addendum {
+        Target::check(path, overwrite(&how))?;
+        how.addendum = hidden_addendum.as_ref().map(|hidden| hidden.to_path_buf());
+    }
+    let job = daemon.backup(backup.name, &raw, &session::Backup { overwrite: false, ..how.clone() })?;
+    // Nobody would make an image of what it goes on to write.
+    wait(daemon, &job, stop).inspect_err(|_| give_up(backup.path, &job))?;
+    let (_, mut source) = image::source(ImageFile::open(&raw)?, Some(Format::Raw), Backing::Refuse)?;
+    let progress = Progress::start(format!("converting {}", printable(backup.name)), source.len());
+    export::write(source.as_mut(), &made, (backup.format, backup.name), stop, &progress)?;
+    let addendum = hidden_addendum.zip(addendum);
+    let addendum = addendum.map(|(hidden, path)| Target::take_over(hidden, &path, overwrite(&how))).transpose()?;
+    made.finish_with(addendum).map(|()| None)
+}
+
+/// Ends a job that may have ended, by a connection of its own: the one at hand may be the trouble.
+fn give_up(path: &Path, job: &JobView) {
+    if let Ok(Way::Daemon(mut daemon)) = session::way(path) {
         drop(daemon.order_job(&job.id, JobOrder::Cancel));
         drop(daemon.order_job(&job.id, JobOrder::Dismiss));
-    });
-    let converted = waited.and_then(|()| {
-        let (_, mut source) = image::source(ImageFile::open(&raw)?, Some(Format::Raw), Backing::Refuse)?;
-        let progress = Progress::start(format!("converting {}", printable(backup.name)), source.len());
-        export::write(source.as_mut(), &made, backup.format, stop, &progress)?;
-        made.finish()
-    });
-    // Where the backup has failed it is not there.
-    drop(std::fs::remove_file(&raw));
-    converted.map(|()| None)
+    }
 }
 
 /// Waits for the job; whoever interrupts that gives the backup up.
@@ -145,7 +192,7 @@ fn closed(mut session: Direct, backup: &Backup<'_>, stop: &AtomicBool) -> Result
     {
         return Err(Error::NoSuchCache { name: cache.clone() });
     }
-    let header = header(&mut session, backup)?;
+    let header = header(&session, backup)?;
     let target = Target::create(backup.target, overwrite(how))?;
     if how.since.is_some() {
         changes(&mut session, backup, &target, header, stop)?;
@@ -153,36 +200,31 @@ fn closed(mut session: Direct, backup: &Backup<'_>, stop: &AtomicBool) -> Result
         let source = session.source(backup.name)?;
         let mut source = Limited { source, speed: how.speed, even_at: Instant::now() };
         let progress = Progress::start(format!("backing up {}", printable(backup.name)), source.len());
-        export::write(&mut source, &target, backup.format, stop, &progress)?;
+        export::write(&mut source, &target, (backup.format, backup.name), stop, &progress)?;
     }
     // Nothing was written meanwhile.
     let addendum = how.addendum.as_deref().map(|path| Target::create(path, overwrite(how))).transpose()?;
-    if let Some(file) = addendum {
+    if let Some(file) = &addendum {
         AddendumWriter::new(header).finish(&file.file()?).map_err(Error::file("write", file.path()))?;
-        file.finish()?;
     }
-    target.finish()?;
+    target.finish_with(addendum)?;
     session.finish()
 }
 
-fn header(session: &mut Direct, backup: &Backup<'_>) -> Result<AddendumHeader> {
-    let purpose = match &backup.how.since {
-        None => Purpose::OriginalImages,
-        Some(copy) => {
-            let copy = session.volume(copy)?;
-            let base_unix_ns = copy.origin.map_or(copy.created_unix_ns, |origin| origin.instant_unix_ns);
-            Purpose::ChangesSince { base_unix_ns }
-        }
+fn header(session: &Direct, backup: &Backup<'_>) -> Result<AddendumHeader> {
+    let (container, name) = (session.opened(), backup.name);
+    let made = || -> pitstop_format::Result<_> {
+        let volume = container.defined_volume(name)?;
+        let base = backup.how.since.as_deref().map(|copy| container.last_contents(copy)).transpose()?;
+        Ok(AddendumHeader {
+            container: container.info().uuid,
+            volume: volume.uuid(),
+            size_bytes: volume.size(),
+            instant: container.contents(name)?,
+            purpose: base.map_or(Purpose::OriginalImages, Purpose::ChangesSince),
+        })
     };
-    let volume = session.opened().defined_volume(backup.name).map_err(session.failed())?;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Ok(AddendumHeader {
-        container: session.opened().info().uuid,
-        volume: volume.uuid(),
-        size_bytes: volume.size(),
-        instant_unix_ns: now.map_or(0, |since| since.as_nanos() as i64),
-        purpose,
-    })
+    made().map_err(session.failed())
 }
 
 /// Lists what may differ from a copy, and writes what the volume has there.

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::copy::{self, Source};
 use crate::error::{Error, Result};
-use crate::image::{Format, Overwrite, Qcow2Sink, RawSink, Target};
+use crate::image::{Format, Overwrite, PitstopSink, Qcow2Sink, RawSink, Target};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::printable;
@@ -36,18 +36,18 @@ pub(crate) fn run(export: &Export<'_>) -> Result<()> {
         let mut source = session.source(&names[0])?;
         let target = Target::create(export.file, export.overwrite)?;
         let progress = Progress::start(format!("exporting {}", printable(export.name)), source.len());
-        write(source.as_mut(), &target, export.format, &stop, &progress)?;
+        write(source.as_mut(), &target, (export.format, export.name), &stop, &progress)?;
         target.finish()?;
         drop(progress);
         Ok(())
     })
 }
 
-/// Writes the disk in `source` to an image of `format`.
+/// Writes the disk in `source` to an image of `format`, in which it is called `name` if disks have names there.
 pub(super) fn write(
     source: &mut dyn Source,
     target: &Target,
-    format: Format,
+    (format, name): (Format, &str),
     stop: &AtomicBool,
     progress: &Progress,
 ) -> Result<()> {
@@ -60,6 +60,11 @@ pub(super) fn write(
         }
         Format::Qcow2 => {
             let mut sink = Qcow2Sink::create(target.file()?, target.path(), len_bytes)?;
+            copy::copy(source, &mut sink, stop, &at)?;
+            sink.finish()?;
+        }
+        Format::Pitstop => {
+            let mut sink = PitstopSink::create(target.temporary_path(), target.path(), name, len_bytes)?;
             copy::copy(source, &mut sink, stop, &at)?;
             sink.finish()?;
         }

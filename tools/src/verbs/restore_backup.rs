@@ -8,6 +8,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::ValueEnum as _;
 use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Piece, Purpose};
 use pitstop_format::{Durability, VolumeIo};
 
@@ -46,7 +47,8 @@ pub(crate) fn run(restore: &Restore<'_>) -> Result<()> {
     let (found, mut bulk) = image::source(ImageFile::open(restore.bulk)?, restore.format, Backing::Refuse)?;
     if restore.format.is_none() && found != Format::Raw {
         // A raw image whose guest wrote that to its first sector looks the same.
-        return Err(Error::FormatIsUnsure { path: restore.bulk.to_owned() });
+        let format = found.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        return Err(Error::FormatIsUnsure { path: restore.bulk.to_owned(), format });
     }
     let mut addenda = open(restore.addenda, bulk.len())?;
     let mut session = session::open_direct(restore.path, Access::Change, "restored")?;
@@ -57,33 +59,52 @@ pub(crate) fn run(restore: &Restore<'_>) -> Result<()> {
     render::show(restore.output, &volume, render::volume_line)
 }
 
-/// Opens the addenda and sees whether they belong together (BAK-14).
+/// Opens the addenda and sees whether they belong together.
 fn open(paths: &[PathBuf], len_bytes: u64) -> Result<Vec<(PathBuf, Addendum)>> {
-    let mut before: Option<AddendumHeader> = None;
     let mut opened = Vec::new();
     for path in paths {
         let file = ImageFile::open(path)?.file;
         rewind(&file, path)?;
         let reader = AddendumReader::new(BufReader::new(file)).map_err(unusable(path))?;
-        let header = *reader.header();
-        let problem = if header.size_bytes != len_bytes {
-            Some(format!("is of a volume of {} bytes, not of {len_bytes}", header.size_bytes))
-        } else if before.is_some_and(|before| before.container != header.container) {
-            Some("is of another container than the addendum before it".to_owned())
-        } else if before.is_some_and(|before| before.instant_unix_ns > header.instant_unix_ns) {
-            Some("is older than the addendum before it".to_owned())
-        } else if before.is_some() && header.purpose == Purpose::OriginalImages {
-            Some("has original images, which belong right over their bulk".to_owned())
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
-            return Err(Error::NotOfThisBackup { path: path.clone(), problem });
-        }
-        before = Some(header);
         opened.push((path.clone(), reader));
     }
+    let headers: Vec<_> = opened.iter().map(|(path, reader)| (path.as_path(), reader.header())).collect();
+    for number in 0..headers.len() {
+        if let Some(problem) = misfit(&headers, number, len_bytes) {
+            return Err(Error::NotOfThisBackup { path: headers[number].0.to_owned(), problem });
+        }
+    }
     Ok(opened)
+}
+
+/// Why an addendum cannot be written over what comes before it (BAK-14).
+fn misfit(all: &[(&Path, &AddendumHeader)], number: usize, len_bytes: u64) -> Option<String> {
+    let header = all[number].1;
+    if header.size_bytes != len_bytes {
+        return Some(format!("is of a volume of {} bytes, not of {len_bytes}", header.size_bytes));
+    }
+    let before = number.checked_sub(1).map(|number| all[number]);
+    let base = match (header.purpose, before) {
+        (Purpose::OriginalImages, None) => return None,
+        (Purpose::OriginalImages, Some(_)) => {
+            return Some("has original images, which belong right over their bulk".to_owned());
+        }
+        (Purpose::ChangesSince(base), Some((_, before))) if before.instant.id == base.id => return None,
+        (Purpose::ChangesSince(base), _) => base,
+    };
+    let name = |path: &Path| printable(&path.to_string_lossy());
+    let others = all.iter().enumerate().filter(|(other, _)| *other != number);
+    if let Some((_, (other, _))) = others.into_iter().find(|(_, (_, other))| other.instant.id == base.id) {
+        return Some(format!("belongs right behind {}", name(other)));
+    }
+    // What a bulk holds is said by its own addendum alone.
+    let (before, AddendumHeader { instant, .. }) = before?;
+    let [base, instant] = [base.unix_ns, instant.unix_ns].map(render::instant);
+    Some(format!(
+        "has the changes since what was there at {base}, and {} ends with what was there at {instant}: there is an addendum \
+         missing between the two, or one too many",
+        name(before)
+    ))
 }
 
 /// Looking for its length has left the file at its end.
