@@ -12,8 +12,9 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::{
-    Container, Durability, EndingView, FileDisk, NewCopy, ViewEnd, Volume, VolumeChange, VolumeId, VolumeInfo,
+    Container, Durability, EndingView, FileDisk, NewCopy, ViewEnd, Volume, VolumeChange, VolumeId, VolumeInfo, VolumeIo,
 };
 
 use crate::config::{Access, ExportConfig, MAX_QUEUES, OnNoSpace};
@@ -222,6 +223,16 @@ pub(crate) enum DaemonError {
          would no longer match and would corrupt the refreshed disk; stop the guest first, or refresh it with --force"
     )]
     RefreshConnected {
+        /// The volume.
+        volume: String,
+        /// The export that serves it.
+        id: String,
+    },
+    /// A guest uses the volume that would be written.
+    #[error(
+        "volume '{volume}' has a connected guest (export '{id}'), whose disk would change under it; stop the guest first"
+    )]
+    WriteConnected {
         /// The volume.
         volume: String,
         /// The export that serves it.
@@ -512,6 +523,24 @@ impl Daemon {
             return Err(DaemonError::RefreshConnected { volume: target.to_owned(), id: served.config.id.clone() });
         }
         Ok(self.container().refresh(target, source)?)
+    }
+
+    /// Writes to a volume that no guest is connected to; with `flush`, all that was written before is durable, too.
+    pub(crate) fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> Result<()> {
+        let container = self.container();
+        let volume = container.defined_volume(name)?;
+        let is_its_guest = |served: &&Served| served.volume == volume.id() && served.export.is_connected();
+        // Not held while it is written: a guest that connects meanwhile finds what it would have found a little later.
+        let guest = lock(&self.exports).iter().find(is_its_guest).map(|served| served.config.id.clone());
+        if let Some(id) = guest {
+            return Err(DaemonError::WriteConnected { volume: name.to_owned(), id });
+        }
+        let io = VolumeIo::new(container, volume);
+        io.put(start, piece)?;
+        if flush {
+            io.flush()?;
+        }
+        Ok(())
     }
 
     /// Makes `name` a write-through view of `source` as it is at this instant; guests go on.

@@ -1,6 +1,6 @@
 //! Backups that `pitstop` orders of a daemon beside a guest that writes, and what `pitstop restore` makes of them.
 //!
-//! req: R19, R20, R21, R22. Rules: BAK-4, BAK-5, BAK-6, BAK-9, BAK-10, BAK-14, BAK-40, BAK-42.
+//! req: R19, R20, R21, R22. Rules: BAK-4, BAK-5, BAK-6, BAK-9, BAK-10, BAK-13, BAK-14, BAK-40, BAK-42, CTL-135.
 
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
@@ -103,7 +103,7 @@ fn hidden(place: &Place) -> Vec<String> {
     names.filter(|name| name.starts_with(".pitstop-")).collect()
 }
 
-// rules: BAK-4 to BAK-6, BAK-9, BAK-10, BAK-42
+// rules: BAK-4 to BAK-6, BAK-9, BAK-10, BAK-13, BAK-42, CTL-135
 #[test]
 fn whatever_a_guest_writes_meanwhile_a_backup_is_restored_as_of_its_instant() {
     let (place, mut model) = place();
@@ -127,17 +127,29 @@ fn whatever_a_guest_writes_meanwhile_a_backup_is_restored_as_of_its_instant() {
             assert!(listed > 64 << 10, "the guest has written nothing meanwhile: {listed} bytes");
         }
     }
+    assert!(std::fs::read(place.path("raw")).unwrap() != instants[0].2, "the copier has seen nothing of the guest's");
+    let restore = |name: &str, (format, addendum, _): &(&str, Option<String>, Vec<u8>), more: &[&str]| {
+        let mut arguments = vec![name, "--from-backup", format, "-f", format];
+        arguments.extend(addendum.iter().flat_map(|addendum| ["--addendum", addendum]));
+        pitstop(&place, "restore", &[&arguments, more].concat())
+    };
+    // Beside the guest, and over its disk only by order; then by the command alone.
+    let said = fails(restore("db", &instants[0], &[]));
+    assert!(said.contains("a guest is connected to volume db") && said.contains("--force"), "{said}");
+    assert!(client.read(0, VOLUME_LEN as usize / 4) == model[..VOLUME_LEN as usize / 4]);
+    ok(restore("db", &instants[0], &["--force"]));
+    assert!(client.read(0, VOLUME_LEN as usize / 4) == instants[0].2[..VOLUME_LEN as usize / 4]);
+    for backup in &instants {
+        ok(restore(&format!("back-{}", backup.0), backup, &[]));
+    }
     drop(client);
     assert_eq!(daemon.terminate().code(), Some(0));
-    assert!(std::fs::read(place.path("raw")).unwrap() != instants[0].2, "the copier has seen nothing of the guest's");
-    for (format, addendum, instant) in instants {
-        let name = format!("back-{format}");
-        let mut arguments = vec![&*name, "--from-backup", format, "-f", format];
-        arguments.extend(addendum.iter().flat_map(|addendum| ["--addendum", addendum]));
-        ok(pitstop(&place, "restore", &arguments));
-        assert!(place.read_volume(&name) == instant, "{format}: not what the volume held at the instant");
+    assert!(place.read_volume("db") == instants[0].2);
+    for backup in &instants {
+        assert!(place.read_volume(&format!("back-{}", backup.0)) == backup.2, "{}: not the instant", backup.0);
+        ok(restore("alone", backup, &[]));
+        assert!(place.read_volume("alone") == backup.2, "{}: not the instant", backup.0);
     }
-    assert!(place.read_volume("db") == model);
     ok(pitstop(&place, "check", &[]));
 }
 

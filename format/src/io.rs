@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::addendum::Piece;
 use crate::container::flush_waker;
 use crate::container::{Check, Container, TaggedPart, TaggedRead};
 use crate::error::{Error, Result};
@@ -193,6 +194,25 @@ impl VolumeIo {
             ticket.complete();
         }
         Ok(())
+    }
+
+    /// Writes what is to be from byte `start` on; a multiple of 512 as its length is. Durable after [`VolumeIo::flush`].
+    ///
+    /// Errors: those of planning, [`Error::BadRange`] before anything is written.
+    pub fn put(&self, start: u64, piece: Piece<'_>) -> Result<()> {
+        let len = match piece {
+            Piece::Data(data) => data.len() as u64,
+            Piece::Zeros(len) => len,
+        };
+        let (end, size) = (start.saturating_add(len), self.volume.size());
+        if end > size || !(start | len).is_multiple_of(MIN_IO_LEN) {
+            return Err(Error::BadRange { start, end, size });
+        }
+        match piece {
+            _ if len == 0 => Ok(()),
+            Piece::Data(data) => self.write_at(data, start),
+            Piece::Zeros(_) => self.write_zeroes(start..end),
+        }
     }
 
     /// Makes all that was written before durable.

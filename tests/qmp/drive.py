@@ -25,7 +25,7 @@ COMMANDS = {
     "qmp_capabilities", "query-version", "query-commands", "query-block-exports", "block-export-add",
     "block-export-del", "quit", "transaction", "x-pitstop-check", "x-pitstop-query-container", "x-pitstop-query-volumes", "x-pitstop-query-layers",
     "x-pitstop-volume-create", "x-pitstop-volume-delete", "x-pitstop-volume-rename", "x-pitstop-volume-set", "x-pitstop-snapshot",
-    "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
+    "x-pitstop-refresh", "x-pitstop-read", "x-pitstop-write", "x-pitstop-map", "x-pitstop-diff", "x-pitstop-volume-hydrate",
     "x-pitstop-volume-seal",
     "x-pitstop-split",
     "x-pitstop-backup", "x-pitstop-cache-create", "x-pitstop-cache-resize", "x-pitstop-cache-delete", "x-pitstop-query-caches",
@@ -102,6 +102,8 @@ async def volumes(client, watcher):
     assert len(base64.b64decode(piece["data"], validate=True)) == 3 * 512, piece
     step = await client.execute("x-pitstop-diff", {"a": "golden", "b": "qmp-ci"})
     assert step["ranges"] == [] and step["counts"]["bytes"] == 0, step
+    assert await client.execute("x-pitstop-write", {"name": "qmp-ci", "start": 0, "data": piece["data"]}) == {}
+    assert await client.execute("x-pitstop-read", {"name": "qmp-ci", "start": 0, "length": 3 * 512}) == piece
     for end, event in [("drop", "X_PITSTOP_VIEW_DROPPED"), ("keep", "X_PITSTOP_VIEW_KEPT")]:
         view = await client.execute("x-pitstop-view-create", {"source": "qmp-ci", "name": "qmp-view"})
         assert view["volume"]["view-of"] == "qmp-ci", view

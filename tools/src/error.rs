@@ -93,19 +93,11 @@ pub(crate) enum Error {
         /// The library's error.
         source: io::Error,
     },
-    /// A daemon holds the container and the verb needs the file itself.
-    #[error(
-        "{} is held by {holder}, and a volume's data cannot be {verb} through it; stop that program first \
-         (`quit` on its control socket, or SIGTERM), then run this again",
-        shown(.container)
-    )]
-    HeldByDaemon {
-        /// Path of the container.
-        container: PathBuf,
-        /// Who holds it.
-        holder: HolderName,
-        /// `imported` or `restored`.
-        verb: &'static str,
+    /// The volume would change under its guest.
+    #[error("a guest is connected to volume {}; power it off first, or restore with --force", printable(.volume))]
+    Connected {
+        /// The volume.
+        volume: String,
     },
     /// Another program holds the container, and there is no talking to it.
     #[error("{} is in use by {holder}; wait until it is done, or stop it, then run this again", shown(.container))]

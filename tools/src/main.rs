@@ -392,8 +392,7 @@ enum Verb {
     ///
     /// With --from-backup, from files that `backup` made: BULK first, then each addendum over it, the oldest first; one that
     /// does not go on from where the one before it ends is refused. The
-    /// volume is made if it is not there, and changes only when all has been read. The container must not be held by a
-    /// daemon.
+    /// volume is made if it is not there, and changes only when all has been read.
     #[command(after_help = "Examples:\n  \
         pitstop snapshot disks.pit db db-before\n  \
         pitstop restore disks.pit db --from db-before\n  \
@@ -826,9 +825,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Restore { volume, from: Some(from), force, show, .. } => {
             verbs::restore::run(&volume.container, &volume.name, &from, connected(force), show.output)?;
         }
-        Verb::Restore { volume, from_backup: Some(bulk), addendum, format, show, .. } => {
+        Verb::Restore { volume, from_backup: Some(bulk), addendum, format, force, show, .. } => {
             let VolumeArgs { container: path, name } = &volume;
-            let restore = Restore { path, name, bulk: &bulk, format, addenda: &addendum, output: show.output };
+            let (connected, output) = (connected(force), show.output);
+            let restore = Restore { path, name, bulk: &bulk, format, addenda: &addendum, connected, output };
             verbs::restore_backup::run(&restore)?;
         }
         Verb::Restore { .. } => unreachable!("the parser asks for one of them"),

@@ -15,8 +15,10 @@ use std::thread::JoinHandle;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use common::Pit;
+use pitstop_format::addendum::Piece;
 use pitstop_format::{
-    Container, Durability, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, VolumeChange, VolumeInfo, VolumeIo,
+    Container, Durability, FileDisk, Holder, Hydration, Listing, NewCopy, OpenMode, Verify, VolumeChange, VolumeInfo,
+    VolumeIo,
 };
 use serde_json::{Value, json};
 
@@ -144,6 +146,21 @@ fn execute(container: &Container, command: &str, arguments: &Value) -> Result<Va
             let mut bytes = vec![0; arguments["length"].as_u64().unwrap() as usize];
             VolumeIo::new(container, volume).read_at(&mut bytes, start()).map_err(failed)?;
             json!({ "data": BASE64_STANDARD.encode(bytes) })
+        }
+        "x-pitstop-write" => {
+            let io = VolumeIo::new(container, container.volume(text("name")).map_err(failed)?);
+            let data = arguments["data"].as_str().map(|data| BASE64_STANDARD.decode(data).unwrap());
+            assert!(data.as_ref().is_none_or(|data| data.len() <= 512 << 10));
+            let piece = data.as_deref().map_or_else(|| Piece::Zeros(arguments["zeros"].as_u64().unwrap()), Piece::Data);
+            io.put(start(), piece).map_err(failed)?;
+            if arguments["flush"] != false {
+                io.flush().map_err(failed)?;
+            }
+            json!({})
+        }
+        "query-block-exports" => json!([{ "node-name": "busy", "x-pitstop-connected": true }]),
+        "x-pitstop-volume-set" if arguments["verify"] == "copy" => {
+            json!({ "volume": container.set_verify(text("name"), Verify::Copy).map_err(failed)? })
         }
         "x-pitstop-volume-create" => {
             let (size, durability) = (arguments["size"].as_u64().unwrap(), durability(arguments).unwrap());
@@ -413,14 +430,42 @@ fn a_copy_that_cannot_be_deleted_stays_and_is_named() {
 }
 
 #[test]
-fn imports_and_repairs_need_the_daemon_to_stop() {
+fn imports_and_restores_go_through_the_daemon() {
+    let pit = Pit::new();
+    for name in ["busy", "idle"] {
+        pit.ok(&["volume", "create", "disks.pit", name, "--size", "3M"]);
+    }
+    let image =
+        [common::noise(700_000 / 512 * 512, 1), vec![0; 1 << 20], common::noise(1 << 20, 2), vec![0; 512]].concat();
+    std::fs::write(pit.path("in.raw"), &image).unwrap();
+    for round in 0..2 {
+        let daemon = Daemon::start(&pit);
+        pit.ok(&["import", "disks.pit", "v", "in.raw"]);
+        assert!(pit.fails(&["import", "disks.pit", "v", "in.raw"]).contains("already"));
+        let restored = pit.json(&["restore", "disks.pit", "idle", "--from-backup", "in.raw"]);
+        assert_eq!(restored["size-bytes"], image.len() as u64);
+        let before = daemon.seen.lock().unwrap().len();
+        let message = pit.fails(&["restore", "disks.pit", "busy", "--from-backup", "in.raw"]);
+        assert_eq!(message, "a guest is connected to volume busy; power it off first, or restore with --force");
+        let seen: Vec<_> = daemon.seen.lock().unwrap()[before..].to_vec();
+        assert!(seen.iter().all(|request| request["execute"] != "x-pitstop-write"), "{seen:?}");
+        pit.ok(&["restore", "disks.pit", "busy", "--from-backup", "in.raw", "--force"]);
+        let names = pit.names();
+        assert!(["busy", "idle", "v"].iter().eq(names.iter()), "{names:?}");
+        drop(daemon);
+        for name in ["busy", "idle", "v"] {
+            pit.ok(&["export", "disks.pit", name, "out.raw", "--force"]);
+            assert!(std::fs::read(pit.path("out.raw")).unwrap() == image, "{name}, round {round}");
+        }
+        pit.ok(&["delete", "disks.pit", "v"]);
+    }
+}
+
+#[test]
+fn repairs_need_the_daemon_to_stop() {
     let pit = Pit::new();
     pit.ok(&["volume", "create", "disks.pit", "golden", "--size", "8M"]);
-    std::fs::write(pit.path("in.raw"), common::noise(8192, 1)).unwrap();
     let daemon = Daemon::start(&pit);
-    let message = pit.fails(&["import", "disks.pit", "v", "in.raw"]);
-    assert!(message.contains("cannot be imported through it; stop that program first"), "{message}");
-    assert!(message.contains(&format!("pitstopd 0.1.0 (pid {})", std::process::id())), "{message}");
     assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
     assert_eq!(pit.json(&["check", "disks.pit"])["volumes"], 1);
     let message = pit.fails(&["check", "disks.pit", "--repair", "all"]);

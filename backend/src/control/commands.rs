@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
-use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, Verify, VolumeChange, VolumeInfo, VolumeIo};
+use pitstop_format::{Durability, Error as FormatError, Listing, NewCopy, Verify, VolumeChange, VolumeInfo};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Args;
 use super::caches;
+use super::data;
 use super::hub::Hub;
 use super::jobs;
 use super::protocol::{ErrorClass, Failure, Request, version};
@@ -30,8 +30,6 @@ const EXPORT_ID_LIMIT_BYTES: usize = 127;
 const RANGES: u16 = 1024;
 const MOST_RANGES: u16 = 4096;
 
-/// Most bytes of a volume in a reply.
-const READ_LIMIT_BYTES: usize = 512 << 10;
 /// Words for what flushes of a volume promise.
 const DURABILITIES: [(&str, Durability); 2] = [("flush", Durability::Flush), ("none", Durability::None)];
 
@@ -59,7 +57,7 @@ pub(super) enum Done {
 type Handler = fn(&Context, Args) -> Result<Done, Failure>;
 
 /// Every command, in alphabetical order.
-const COMMANDS: [(&str, Handler); 38] = [
+const COMMANDS: [(&str, Handler); 39] = [
     ("block-export-add", block_export_add),
     ("block-export-del", block_export_del),
     ("job-cancel", jobs::cancel),
@@ -85,7 +83,7 @@ const COMMANDS: [(&str, Handler); 38] = [
     ("x-pitstop-query-container", query_container),
     ("x-pitstop-query-layers", query_layers),
     ("x-pitstop-query-volumes", query_volumes),
-    ("x-pitstop-read", read),
+    ("x-pitstop-read", data::read),
     ("x-pitstop-refresh", refresh),
     ("x-pitstop-snapshot", snapshot),
     ("x-pitstop-split", split),
@@ -98,6 +96,7 @@ const COMMANDS: [(&str, Handler); 38] = [
     ("x-pitstop-volume-rename", volume_rename),
     ("x-pitstop-volume-seal", jobs::seal),
     ("x-pitstop-volume-set", volume_set),
+    ("x-pitstop-write", data::write),
 ];
 
 impl Context {
@@ -297,26 +296,6 @@ fn diff(context: &Context, mut args: Args) -> Result<Done, Failure> {
     args.finish()?;
     let step = context.target.container().diff_until(&a, &b, start, listing, &context.closed).map_err(of_container)?;
     Ok(Done::Return(to_value(&step)?))
-}
-
-/// A piece of what a volume holds (CTL-133), in the client's own thread.
-fn read(context: &Context, mut args: Args) -> Result<Done, Failure> {
-    let name = args.string("name")?;
-    let (start, length) = (args.u64("start")?, args.u64("length")?);
-    args.finish()?;
-    let len = usize::try_from(length).ok().filter(|len| (1..=READ_LIMIT_BYTES).contains(len));
-    let Some(len) = len else {
-        return Err(Failure::generic(format!("length must be from 512 to {READ_LIMIT_BYTES}")));
-    };
-    let container = context.target.container();
-    let volume = container.defined_volume(&name).map_err(of_container)?;
-    let (end, size) = (start.saturating_add(length), volume.size());
-    if end > size {
-        return Err(of_container(FormatError::BadRange { start, end, size }));
-    }
-    let mut bytes = vec![0; len];
-    VolumeIo::new(container, volume).read_at(&mut bytes, start).map_err(of_container)?;
-    Ok(Done::Return(json!({"data": BASE64_STANDARD.encode(&bytes)})))
 }
 
 /// Where a step begins, and what it lists (CTL-72).

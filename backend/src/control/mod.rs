@@ -9,6 +9,7 @@
 mod args;
 mod caches;
 mod commands;
+mod data;
 mod hub;
 mod jobs;
 mod json;

@@ -1,10 +1,11 @@
 //! What the control socket needs of the daemon.
 //!
 //! Role: the one seam between the QMP layer and the rest of the program, so that the layer runs in tests without a
-//! guest. Invariant: every method may be called from any thread, and what it changed is durable when it returns.
+//! guest. Invariant: every method may be called from any thread, and what it changed is durable when it returns (but see [`Target::write`]).
 
 use std::sync::mpsc::Receiver;
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::{CacheInfo, CacheOptions, Container, Durability, NewCopy, ViewEnd, VolumeChange, VolumeInfo};
 
 use crate::config::ExportConfig;
@@ -68,6 +69,8 @@ pub(crate) trait Target: Send + Sync {
     fn end_view(&self, name: &str, end: ViewEnd, when_connected: WhenConnected) -> Result<VolumeInfo>;
     /// Begins a backup; when this returns, its instant is fixed. `None` if it has ended by then.
     fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>>;
+    /// Writes to a volume that no guest is connected to; with `flush`, all that was written before is durable, too.
+    fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> Result<()>;
     /// Makes a cache region.
     fn create_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo>;
     /// Changes a cache region.
@@ -177,6 +180,10 @@ impl Target for Daemon {
 
     fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>> {
         self.jobs().backup(order, dismissal).map_err(Refusal::from)
+    }
+
+    fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> Result<()> {
+        Ok(self.write(name, start, piece, flush)?)
     }
 
     fn create_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use pitstop_format::addendum::Piece;
 use pitstop_format::{CacheOptions, Durability, Holder, NewCopy, Verify, ViewEnd, VolumeChange};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::remote::RemoteSource;
+use super::remote::{PIECE_LEN, RemoteSource};
 use super::{Backup, Connected, Depth, STEP_RANGES, Session, Want, name_of};
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
@@ -153,7 +154,7 @@ impl Daemon {
     fn tell(&mut self, command: &'static str, arguments: Value) -> Result<Value> {
         let mut answer = self.qmp.execute(command, arguments.clone());
         // The daemon drops a client that has taken no events for long, such as one that moved data (CTL-25).
-        if changes_nothing(command) && matches!(answer, Err(QmpError::Io(_) | QmpError::Closed { .. })) {
+        if may_come_twice(command) && matches!(answer, Err(QmpError::Io(_) | QmpError::Closed { .. })) {
             self.qmp = Self::connect(&self.container, self.holder.clone(), &self.socket)?.qmp;
             answer = self.qmp.execute(command, arguments);
         }
@@ -170,9 +171,10 @@ impl Daemon {
     }
 }
 
-/// Whether a command may be sent again when nobody knows whether it was carried out.
-fn changes_nothing(command: &str) -> bool {
-    command.starts_with("x-pitstop-query-") || ["x-pitstop-map", "x-pitstop-diff", "x-pitstop-read"].contains(&command)
+/// Whether a command may be sent again when nobody knows whether it was carried out: it changes nothing, or the same.
+fn may_come_twice(command: &str) -> bool {
+    let others = ["x-pitstop-map", "x-pitstop-diff", "x-pitstop-read", "x-pitstop-write"];
+    command.starts_with("x-pitstop-query-") || others.contains(&command)
 }
 
 impl Session for Daemon {
@@ -259,6 +261,33 @@ impl Session for Daemon {
     fn source(&mut self, name: &str) -> Result<Box<dyn Source>> {
         let own = Self::connect(&self.container, self.holder.clone(), &self.socket)?;
         Ok(Box::new(RemoteSource::new(own, name)?))
+    }
+
+    fn write(&mut self, name: &str, start: u64, piece: Piece<'_>) -> Result<()> {
+        let mut write = |start: u64, what: &str, value: Value| {
+            self.tell("x-pitstop-write", json!({ "name": name, "start": start, what: value, "flush": false })).map(drop)
+        };
+        match piece {
+            Piece::Zeros(len) => write(start, "zeros", len.into()),
+            Piece::Data(data) => {
+                let mut at = start;
+                for piece in data.chunks(PIECE_LEN) {
+                    write(at, "data", BASE64_STANDARD.encode(piece).into())?;
+                    at += piece.len() as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self, name: &str) -> Result<()> {
+        self.tell("x-pitstop-write", json!({ "name": name, "start": 0, "zeros": 0 })).map(drop)
+    }
+
+    fn is_connected(&mut self, name: &str) -> Result<bool> {
+        let exports = self.tell("query-block-exports", Value::Null)?;
+        let is_its_guest = |export: &Value| export["node-name"] == name && export["x-pitstop-connected"] == true;
+        Ok(exports.as_array().is_some_and(|exports| exports.iter().any(is_its_guest)))
     }
 
     fn jobs(&mut self) -> Result<Vec<JobView>> {

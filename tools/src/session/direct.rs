@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::{
     CacheOptions, Container, Durability, FileDisk, Holder, Listing, Maintained, NewCopy, Verify, ViewEnd, VolumeChange,
+    VolumeIo,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -50,7 +52,7 @@ impl Direct {
         Ok(Self { path: path.to_owned(), access, container, worker: Worker::default() })
     }
 
-    /// The container, for the verb that writes data.
+    /// The container, for the verb that backs up.
     pub(crate) fn opened(&self) -> &Container {
         &self.container
     }
@@ -58,6 +60,11 @@ impl Direct {
     /// Where volume `name` may differ from what `copy` is, or was since it was made.
     pub(crate) fn changed_since(&self, name: &str, copy: &str, start: u64) -> Result<DiffStepView> {
         view(&self.container.changed_since(name, copy, start, listing(Want::Ranges)).map_err(self.failed())?)
+    }
+
+    fn io(&self, name: &str) -> Result<VolumeIo> {
+        let volume = self.container.volume(name).map_err(self.failed())?;
+        Ok(VolumeIo::new(&self.container, volume))
     }
 
     /// Puts an error of this container into words.
@@ -145,6 +152,19 @@ impl Session for Direct {
 
     fn source(&mut self, name: &str) -> Result<Box<dyn Source>> {
         Ok(Box::new(LocalSource::new(&self.path, &self.container, name)?))
+    }
+
+    fn write(&mut self, name: &str, start: u64, piece: Piece<'_>) -> Result<()> {
+        self.io(name)?.put(start, piece).map_err(self.failed())
+    }
+
+    fn flush(&mut self, name: &str) -> Result<()> {
+        self.io(name)?.flush().map_err(self.failed())
+    }
+
+    fn is_connected(&mut self, _name: &str) -> Result<bool> {
+        // Nobody but this program has the container.
+        Ok(false)
     }
 
     fn jobs(&mut self) -> Result<Vec<JobView>> {

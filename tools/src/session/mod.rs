@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::{
     CacheOptions, Container, Durability, FileDisk, Holder, NewCopy, OpenMode, Verify, ViewEnd, VolumeChange, check,
     holder_of,
@@ -99,6 +100,12 @@ pub(crate) trait Session {
     fn diff(&mut self, a: &str, b: &str, start: u64, want: Want) -> Result<DiffStepView>;
     /// Volume `name`, to be read; nobody may write it meanwhile ([`frozen::with`]).
     fn source(&mut self, name: &str) -> Result<Box<dyn Source>>;
+    /// Writes what volume `name`, which no guest is connected to, is to hold from byte `start` on.
+    fn write(&mut self, name: &str, start: u64, piece: Piece<'_>) -> Result<()>;
+    /// Makes all that was written to volume `name` durable.
+    fn flush(&mut self, name: &str) -> Result<()>;
+    /// Whether a guest is connected to volume `name`.
+    fn is_connected(&mut self, name: &str) -> Result<bool>;
     /// Jobs that are not over, or wait to be dismissed, the oldest first.
     fn jobs(&mut self) -> Result<Vec<JobView>>;
     /// Gives an order to job `id`.
@@ -174,26 +181,12 @@ pub(crate) enum Way {
     Daemon(Daemon),
 }
 
-/// The way to a container's data, for reading.
-pub(crate) fn way(path: &Path) -> Result<Way> {
-    Ok(match reach(path, OpenMode::ReadOnly)? {
-        Reached::File(disk) => Way::File(Direct::open(path, disk, Access::Read)?),
+/// The way to a container's data.
+pub(crate) fn way(path: &Path, access: Access) -> Result<Way> {
+    Ok(match reach(path, mode_of(access))? {
+        Reached::File(disk) => Way::File(Direct::open(path, disk, access)?),
         Reached::Daemon(daemon) => Way::Daemon(daemon),
     })
-}
-
-/// Opens the container's file itself, for a verb that a daemon does not carry out (`verb`: "imported", "restored").
-///
-/// # Errors
-/// [`Error::HeldByDaemon`] when a daemon holds it.
-pub(crate) fn open_direct(path: &Path, access: Access, verb: &'static str) -> Result<Direct> {
-    match reach(path, mode_of(access))? {
-        Reached::File(disk) => Direct::open(path, disk, access),
-        Reached::Daemon(daemon) => {
-            let holder = daemon.holder_name();
-            Err(Error::HeldByDaemon { container: path.to_owned(), holder, verb })
-        }
-    }
 }
 
 /// Walks the container's structure.

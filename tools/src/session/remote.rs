@@ -8,8 +8,8 @@ use crate::copy::{Run, Source};
 use crate::error::Result;
 use crate::maps::ContentView;
 
-/// Most bytes that a daemon sends at once.
-const PIECE_LEN: usize = 512 << 10;
+/// Most bytes that a daemon sends, or takes, at once.
+pub(super) const PIECE_LEN: usize = 512 << 10;
 
 /// The volume.
 #[derive(Debug)]

@@ -80,7 +80,7 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
 /// The way to the container. Where an addendum will tell what the volume holds now, a closed container is brought to know
 /// that by an id first (BAK-41).
 fn way(backup: &Backup<'_>) -> Result<Way> {
-    let direct = match session::way(backup.path)? {
+    let direct = match session::way(backup.path, Access::Read)? {
         Way::File(direct) if backup.how.addendum.is_some() || backup.how.since.is_some() => direct,
         way => return Ok(way),
     };
@@ -89,14 +89,17 @@ fn way(backup: &Backup<'_>) -> Result<Way> {
         return Ok(Way::File(direct));
     }
     direct.finish()?;
-    let fixed = session::open_direct(backup.path, Access::Change, "backed up").and_then(|session| {
-        let instant = session.opened().begin_backup(backup.name, None);
-        let released = instant.and_then(|instant| instant.release()).map_err(session.failed());
-        session.finish().and(released)
+    let fixed = session::way(backup.path, Access::Change).and_then(|way| match way {
+        Way::File(session) => {
+            let instant = session.opened().begin_backup(backup.name, None);
+            let released = instant.and_then(|instant| instant.release()).map_err(session.failed());
+            session.finish().and(released)
+        }
+        // One that has come meanwhile does it all.
+        Way::Daemon(_) => Ok(()),
     });
     match fixed {
-        // One that has come meanwhile does it all.
-        Ok(()) | Err(Error::HeldByDaemon { .. }) => {}
+        Ok(()) => {}
         Err(Error::Container { source: pitstop_format::Error::Io { source, .. }, .. })
             if [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&source.kind()) =>
         {
@@ -106,7 +109,7 @@ fn way(backup: &Backup<'_>) -> Result<Way> {
         }
         Err(error) => return Err(error),
     }
-    session::way(backup.path)
+    session::way(backup.path, Access::Read)
 }
 
 /// Whether two paths lead to one file, or would if it were there.
@@ -162,7 +165,7 @@ fn served(daemon: &mut Daemon, backup: &Backup<'_>, stop: &AtomicBool) -> Result
 
 /// Ends a job that may have ended, by a connection of its own: the one at hand may be the trouble.
 fn give_up(path: &Path, job: &JobView) {
-    if let Ok(Way::Daemon(mut daemon)) = session::way(path) {
+    if let Ok(Way::Daemon(mut daemon)) = session::way(path, Access::Read) {
         drop(daemon.order_job(&job.id, JobOrder::Cancel));
         drop(daemon.order_job(&job.id, JobOrder::Dismiss));
     }

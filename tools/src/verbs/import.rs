@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use pitstop_format::{Durability, VolumeIo};
+use pitstop_format::Durability;
+use pitstop_format::addendum::Piece;
 
 use super::verify::VerifyArg;
 use crate::copy::{self, Sink, Source};
@@ -15,7 +16,7 @@ use crate::image::{self, Backing, Format, ImageFile};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
-use crate::session::{self, Access, Direct, Session};
+use crate::session::{self, Access, Session};
 use crate::view::VolumeView;
 
 /// Unit of zero detection in bytes: a block of the container.
@@ -54,24 +55,23 @@ pub(crate) fn run(import: &Import<'_>) -> Result<()> {
             source.len()
         ));
     }
-    let mut session = session::open_direct(import.path, Access::Change, "imported")?;
-    let result = fill(&mut session, import, source.as_mut(), &stop);
-    let closed = session.finish();
-    let volume = result?;
-    closed?;
+    let volume = session::with(import.path, Access::Change, |session| fill(session, import, source.as_mut(), &stop))?;
     render::show(import.output, &volume, render::volume_line)
 }
 
 /// Makes the volume, fills it, names it.
-fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop: &AtomicBool) -> Result<VolumeView> {
+fn fill(
+    session: &mut dyn Session,
+    import: &Import<'_>,
+    source: &mut dyn Source,
+    stop: &AtomicBool,
+) -> Result<VolumeView> {
     let temporary = reserve(session, import.name, source.len())?;
     let filled = (|| {
-        let volume = session.opened().volume(&temporary).map_err(session.failed())?;
-        let io = VolumeIo::new(session.opened(), volume);
-        let mut sink = VolumeSink { session, io };
+        let mut sink = VolumeSink { session, name: &temporary };
         let progress = Progress::start(format!("importing {}", printable(import.name)), source.len());
         copy::copy(source, &mut sink, stop, &|offset| progress.at(offset))?;
-        sink.io.flush().map_err(session.failed())
+        session.flush(&temporary)
     })()
     .and_then(|()| match import.verify {
         VerifyArg::Off => Ok(()),
@@ -79,24 +79,33 @@ fn fill(session: &mut Direct, import: &Import<'_>, source: &mut dyn Source, stop
     });
     let named = filled.and_then(|()| session.rename_volume(&temporary, import.name));
     if let Err(error) = named {
-        if let Err(left) = session.delete_volume(&temporary) {
-            crate::tell(format_args!(
-                "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
-            ));
-        }
+        remove(import.path, session, &temporary);
         return Err(error);
     }
     session.volume(import.name)
 }
 
+/// Deletes a volume that was not filled, by a connection of its own if the one at hand is the trouble.
+pub(super) fn remove(path: &Path, session: &mut dyn Session, temporary: &str) {
+    let removed = session.delete_volume(temporary).or_else(|error| match session.holder() {
+        Some(_) => session::with(path, Access::Change, |session| session.delete_volume(temporary)),
+        None => Err(error),
+    });
+    if let Err(left) = removed {
+        crate::tell(format_args!(
+            "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
+        ));
+    }
+}
+
 /// Makes the volume and moves it to a temporary name, which is returned: so a name or size that cannot be is known before
 /// any data is copied.
-pub(super) fn reserve(session: &mut Direct, name: &str, len_bytes: u64) -> Result<String> {
+pub(super) fn reserve(session: &mut dyn Session, name: &str, len_bytes: u64) -> Result<String> {
     let stem = stem(name);
     for left in session.volumes()?.iter().filter(|volume| is_temporary(&volume.name, &stem)) {
         let left = printable(&left.name);
         crate::tell(format_args!(
-            "volume '{left}' looks left over from an interrupted import; delete it with `pitstop delete`"
+            "volume '{left}' is another import's that is under way, or was interrupted: then delete it with `pitstop delete`"
         ));
     }
     session.create_volume(name, len_bytes, Durability::Flush)?;
@@ -128,8 +137,9 @@ fn is_temporary(name: &str, stem: &str) -> bool {
 
 /// The volume being filled.
 pub(super) struct VolumeSink<'a> {
-    pub(super) session: &'a Direct,
-    pub(super) io: VolumeIo,
+    pub(super) session: &'a mut dyn Session,
+    /// Its present name.
+    pub(super) name: &'a str,
 }
 
 impl Sink for VolumeSink<'_> {
@@ -138,7 +148,7 @@ impl Sink for VolumeSink<'_> {
     }
 
     fn write_at(&mut self, buf: &[u8], offset: u64) -> Result<()> {
-        self.io.write_at(buf, offset).map_err(self.session.failed())
+        self.session.write(self.name, offset, Piece::Data(buf))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `pitstop restore --from-backup`: a volume gets what a backup holds.
 //!
 //! Invariant: the volume changes in one command, when all has been read and shown to be whole; until then what is read goes
-//! to a volume with a temporary name (BAK-13). Does not: talk to a daemon: it moves data.
+//! to a volume with a temporary name (BAK-13). Does not: know whether a daemon writes it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum as _;
-use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Piece, Purpose};
-use pitstop_format::{Durability, VolumeIo};
+use pitstop_format::Durability;
+use pitstop_format::addendum::{AddendumHeader, AddendumRange, AddendumReader, Purpose};
 
 use super::import::{self, VolumeSink};
 use crate::copy::{self, Source};
@@ -19,7 +19,7 @@ use crate::image::{self, Backing, Format, ImageFile};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::render::{self, Output, printable};
-use crate::session::{self, Access, Connected, Direct, Session};
+use crate::session::{self, Access, Connected, Session};
 use crate::view::VolumeView;
 
 /// What to restore, from what.
@@ -35,6 +35,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) format: Option<Format>,
     /// What is written over it, in this order.
     pub(crate) addenda: &'a [PathBuf],
+    /// Whether a guest may be connected to the volume.
+    pub(crate) connected: Connected,
     /// For whom the result is.
     pub(crate) output: Output,
 }
@@ -51,11 +53,9 @@ pub(crate) fn run(restore: &Restore<'_>) -> Result<()> {
         return Err(Error::FormatIsUnsure { path: restore.bulk.to_owned(), format });
     }
     let mut addenda = open(restore.addenda, bulk.len())?;
-    let mut session = session::open_direct(restore.path, Access::Change, "restored")?;
-    let result = fill(&mut session, restore, bulk.as_mut(), &mut addenda, &stop);
-    let closed = session.finish();
-    let volume = result?;
-    closed?;
+    let volume = session::with(restore.path, Access::Change, |session| {
+        fill(session, restore, bulk.as_mut(), &mut addenda, &stop)
+    })?;
     render::show(restore.output, &volume, render::volume_line)
 }
 
@@ -119,13 +119,17 @@ fn unusable(path: &Path) -> impl FnOnce(pitstop_format::addendum::AddendumError)
 
 /// Fills a volume with a temporary name, then gives it, or what it holds, to the one that is meant.
 fn fill(
-    session: &mut Direct,
+    session: &mut dyn Session,
     restore: &Restore<'_>,
     bulk: &mut dyn Source,
     addenda: &mut [(PathBuf, Addendum)],
     stop: &AtomicBool,
 ) -> Result<VolumeView> {
     let exists = session.volumes()?.iter().any(|volume| volume.name == restore.name);
+    // Now, not when all has been copied.
+    if restore.connected == Connected::Spare && session.is_connected(restore.name)? {
+        return Err(Error::Connected { volume: restore.name.to_owned() });
+    }
     let temporary = if exists {
         let temporary = import::temporary_name(restore.name);
         session.create_volume(&temporary, bulk.len(), Durability::Flush)?;
@@ -136,19 +140,14 @@ fn fill(
     let filled = write(session, &temporary, restore.name, bulk, addenda, stop);
     let done = filled.and_then(|()| {
         if exists {
-            // Nobody but this program has the container, so no guest is connected.
-            session.refresh(restore.name, &temporary, Connected::Spare)?;
+            session.refresh(restore.name, &temporary, restore.connected)?;
             session.delete_volume(&temporary)
         } else {
             session.rename_volume(&temporary, restore.name)
         }
     });
     if let Err(error) = done {
-        if let Err(left) = session.delete_volume(&temporary) {
-            crate::tell(format_args!(
-                "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
-            ));
-        }
+        import::remove(restore.path, session, &temporary);
         return Err(error);
     }
     session.volume(restore.name)
@@ -156,15 +155,14 @@ fn fill(
 
 /// The bulk, and the addenda over it (R22).
 fn write(
-    session: &Direct,
+    session: &mut dyn Session,
     temporary: &str,
     name: &str,
     bulk: &mut dyn Source,
     addenda: &mut [(PathBuf, Addendum)],
     stop: &AtomicBool,
 ) -> Result<()> {
-    let volume = session.opened().volume(temporary).map_err(session.failed())?;
-    let mut sink = VolumeSink { session, io: VolumeIo::new(session.opened(), volume) };
+    let mut sink = VolumeSink { session, name: temporary };
     let progress = Progress::start(format!("restoring {}", printable(name)), bulk.len());
     copy::copy(bulk, &mut sink, stop, &|offset| progress.at(offset))?;
     for (path, addendum) in addenda {
@@ -172,13 +170,9 @@ fn write(
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { undone: "nothing was changed" });
             }
-            let written = match piece {
-                Piece::Data(data) => sink.io.write_at(data, start),
-                Piece::Zeros(len) => sink.io.write_zeroes(start..start + len),
-            };
-            written.map_err(session.failed())?;
+            session.write(temporary, start, piece)?;
             progress.at(start);
         }
     }
-    sink.io.flush().map_err(session.failed())
+    session.flush(temporary)
 }

@@ -178,6 +178,7 @@ fn every_command_refuses_an_unexpected_argument() {
             }
             "job-cancel" | "job-dismiss" | "job-pause" | "job-resume" => json!({"id": "a"}),
             "x-pitstop-read" => json!({"name": "golden", "start": 0, "length": 512}),
+            "x-pitstop-write" => json!({"name": "golden", "start": 0, "zeros": 512}),
             "x-pitstop-backup" => json!({"name": "golden", "target": "/nowhere/golden"}),
             "x-pitstop-cache-create" | "x-pitstop-cache-delete" | "x-pitstop-cache-resize" => {
                 json!({"name": "nightly"})
@@ -324,6 +325,42 @@ fn pieces_of_volumes_are_read() {
     }
     let missing = bench.fails("x-pitstop-read", json!({"name": "nope", "start": 0, "length": 512}));
     assert_eq!(missing.class, ErrorClass::DeviceNotFound);
+}
+
+/// CTL-135
+#[test]
+fn pieces_of_volumes_are_written() {
+    let bench = Bench::new();
+    let write = |start: u64, what: Value| with(json!({"name": "golden", "start": start}), what);
+    let text = "+/v7".repeat(341) + "+w==";
+    let ok = |arguments: Value| assert_eq!(bench.run("x-pitstop-write", arguments), Ok(json!({})));
+    ok(write(4096, json!({"data": text, "flush": false})));
+    let read = |start| bench.run("x-pitstop-read", json!({"name": "golden", "start": start, "length": 1024})).unwrap();
+    assert_eq!(read(4096), json!({"data": text}));
+    ok(write(4096, json!({"zeros": 512})));
+    assert_eq!(read(4608)["data"].as_str().unwrap()[..680], text[..680]);
+    assert_eq!(read(3584), json!({"data": "A".repeat(1366) + "=="}));
+    ok(write(0, json!({"zeros": GOLDEN_BYTES})));
+    ok(write(GOLDEN_BYTES, json!({"zeros": 0})));
+    let long = "A".repeat((512 << 10) / 3 * 4 + 8);
+    for (start, what) in [
+        (0, json!({})),
+        (0, json!({"data": text, "zeros": 1024})),
+        (0, json!({"data": "+w"})),
+        (0, json!({"data": "+w=="})),
+        (0, json!({"data": long})),
+        (100, json!({"zeros": 512})),
+        (0, json!({"zeros": 100})),
+        (GOLDEN_BYTES, json!({"zeros": 512})),
+        (u64::MAX - 511, json!({"zeros": 1024})),
+    ] {
+        assert!(bench.run("x-pitstop-write", write(start, what.clone())).is_err(), "{start} {what}");
+    }
+    let missing = bench.fails("x-pitstop-write", json!({"name": "nope", "start": 0, "zeros": 512}));
+    assert_eq!(missing.class, ErrorClass::DeviceNotFound);
+    bench.run("block-export-add", add_arguments("busy")).unwrap();
+    let connected = bench.fails("x-pitstop-write", write(0, json!({"zeros": 512})));
+    assert!(connected.desc.contains("has a connected guest (export 'busy')"), "{}", connected.desc);
 }
 
 /// CTL-100, CTL-101

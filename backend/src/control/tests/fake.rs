@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::{
     CacheInfo, CacheOptions, Container, CreateOptions, Durability, FileDisk, NewCopy, OpenMode, ViewEnd, VolumeChange,
     VolumeInfo,
@@ -137,6 +138,17 @@ impl Target for FakeTarget {
         exports.remove(at);
         self.emit(&Event::ExportDeleted { id: id.to_owned() });
         Ok(())
+    }
+
+    fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> Result<()> {
+        let volume = self.container.defined_volume(name).map_err(DaemonError::from)?;
+        let exports = self.exports.lock().unwrap();
+        if let Some(export) = exports.iter().find(|export| export.volume == name && is_connected(export)) {
+            return Err(DaemonError::WriteConnected { volume: name.to_owned(), id: export.id.clone() }.into());
+        }
+        let io = pitstop_format::VolumeIo::new(&self.container, volume);
+        let written = io.put(start, piece).and_then(|()| if flush { io.flush() } else { Ok(()) });
+        Ok(written.map_err(DaemonError::from)?)
     }
 
     fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> Result<VolumeInfo> {

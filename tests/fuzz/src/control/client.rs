@@ -10,8 +10,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use pitstop_format::addendum::Piece;
 use pitstop_format::testing::SimDisk;
-use pitstop_format::{CacheInfo, CacheOptions, Container, CreateOptions, Durability, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo};
+use pitstop_format::{CacheInfo, CacheOptions, Container, CreateOptions, Durability, NewCopy, OpenMode, ViewEnd, VolumeChange, VolumeInfo, VolumeIo};
 
 use super::commands::Context;
 use super::hub::Hub;
@@ -100,6 +101,15 @@ impl Target for Listed {
         exports.remove(at);
         self.tell(Event::ExportDeleted { id: id.to_owned() });
         Ok(())
+    }
+
+    fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> TargetResult<()> {
+        let written = self.container.defined_volume(name).and_then(|volume| {
+            let io = VolumeIo::new(&self.container, volume);
+            io.put(start, piece)?;
+            if flush { io.flush() } else { Ok(()) }
+        });
+        refused(written)
     }
 
     fn create_volume(&self, name: &str, size_bytes: u64, durability: Durability) -> TargetResult<VolumeInfo> {

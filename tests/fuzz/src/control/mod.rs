@@ -6,6 +6,8 @@ mod args;
 mod caches;
 #[path = "../../../../backend/src/control/commands.rs"]
 mod commands;
+#[path = "../../../../backend/src/control/data.rs"]
+mod data;
 #[path = "../../../../backend/src/control/hub.rs"]
 mod hub;
 #[path = "../../../../backend/src/control/jobs.rs"]
