@@ -530,7 +530,7 @@ impl Daemon {
         let container = self.container();
         let volume = container.defined_volume(name)?;
         let is_its_guest = |served: &&Served| served.volume == volume.id() && served.export.is_connected();
-        // Not held while it is written: a guest that connects meanwhile finds what it would have found a little later.
+        // Not held while it is written: the piece is small, and a guest that connects meanwhile sees it or not.
         let guest = lock(&self.exports).iter().find(is_its_guest).map(|served| served.config.id.clone());
         if let Some(id) = guest {
             return Err(DaemonError::WriteConnected { volume: name.to_owned(), id });

@@ -13,7 +13,7 @@ use std::thread;
 
 use common::client::{Client, Style};
 use common::{Daemon, Place, Qmp, Random, VOLUME_LEN, text, wait_until};
-use pitstop_format::VolumeIo;
+use pitstop_format::{FileDisk, VolumeIo};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -202,7 +202,7 @@ fn addenda_are_put_over_what_they_go_on_from_and_nothing_else() {
         (&["mon.add", "wed.add", "tue.add"], "wed.add belongs right behind tue.add"),
         (&["wed.add", "tue.add"], "wed.add belongs right behind tue.add"),
         (&["tue.add", "tue.add"], "one too many"),
-        (&["tue.add", "mon.add"], "tue.add belongs right behind mon.add"),
+        (&["tue.add", "mon.add"], "mon.add has original images"),
         (&["mon.add", "mon.add"], "belong right over their bulk"),
     ];
     for (addenda, expected) in cases {
@@ -221,6 +221,14 @@ fn a_conversion_that_cannot_be_leaves_no_file_and_no_job() {
     let jobs = |qmp: &mut Qmp| qmp.order("query-jobs", json!({})).as_array().unwrap().len();
     for format in ["qcow2", "pitstop"] {
         let arguments = ["db", "bulk", "-O", format, "--addendum", "bulk.add", "--speed", "1M"];
+        // A container that somebody works with.
+        let held = FileDisk::create(&place.path("held.pit")).unwrap();
+        let said = fails(pitstop(&place, "backup", &["db", "held.pit", "-O", format, "--force"]));
+        assert!(said.contains("held.pit is a container in use"), "{said}");
+        let said = fails(pitstop(&place, "backup", &["db", "x", "-O", format, "--addendum", "held.pit", "--force"]));
+        assert!(said.contains("held.pit is a container in use"), "{said}");
+        drop(held);
+        std::fs::remove_file(place.path("held.pit")).unwrap();
         // Somebody pauses it.
         let child = pitstop(&place, "backup", &arguments);
         wait_until("a backup", || jobs(&mut qmp) > 0);

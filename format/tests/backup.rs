@@ -386,6 +386,16 @@ fn contents_are_known_again_wherever_they_are_and_no_others_are_taken_for_them()
     assert_eq!(monday.unix_ns, instant);
     // The instant of the contents is that of the copy, whenever they are backed up.
     assert_eq!([id_of(&container, "monday"), id_of(&container, "v")], [monday; 2]);
+    // A view through which nothing is written changes nothing.
+    for (end, name) in [(ViewEnd::Drop, "v"), (ViewEnd::Keep, "v"), (ViewEnd::Keep, "empty")] {
+        let before = container.contents(name).unwrap();
+        container.create_view(name, "view").unwrap();
+        assert!(matches!(container.contents(name), Err(Error::InView { .. })));
+        assert_eq!(container.last_contents(name).unwrap().id, before.id);
+        container.end_view("view", end).unwrap();
+        assert_eq!([name, "view"].map(|name| container.contents(name).unwrap().id), [before.id; 2]);
+        container.delete_volume("view").unwrap();
+    }
     fill(&container, "v", 0..BLOCK, 2);
     let tuesday = id_of(&container, "v");
     assert!(tuesday.id != monday.id && tuesday.unix_ns > monday.unix_ns);

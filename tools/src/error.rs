@@ -51,6 +51,12 @@ pub(crate) enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody works with the container of that name.
+    #[error("{} is a container in use; choose another name", shown(.path))]
+    TargetInUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// Something else than a file bears the name to export to.
     #[error("{} exists and is not a regular file; choose another name for the image", shown(.path))]
     TargetIsNoFile {

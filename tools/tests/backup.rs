@@ -6,8 +6,6 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use common::{Pit, noise};
 use pitstop_format::{Container, FileDisk, OpenMode, VolumeIo};
 
@@ -154,11 +152,93 @@ fn original_images_are_followed_by_the_changes_since_a_copy_made_before_the_next
     assert!(message.contains("missing between the two"), "{message}");
     // A container that cannot be changed is backed up all the same.
     write(&pit, 0, &[6; 4096]);
-    let rights = |mode| std::fs::set_permissions(&pit.container, std::fs::Permissions::from_mode(mode)).unwrap();
-    rights(0o444);
+    let reader = FileDisk::open(&pit.container, OpenMode::ReadOnly).unwrap();
+    let bytes = std::fs::read(&pit.container).unwrap();
     let output = pit.run(&["backup", "disks.pit", "db", "add-6", "--since", "day-4"]);
-    rights(0o644);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("no addendum that is made later will be known"), "{said}");
+    assert!(std::fs::read(&pit.container).unwrap() == bytes);
+    drop(reader);
+    pit.ok(&["snapshot", "disks.pit", "db", "day-6"]);
+    write(&pit, 0, &[7; 4096]);
+    pit.ok(&["backup", "disks.pit", "db", "add-7", "--since", "day-6"]);
+    let message = pit.fails(&[&restore[..], &["bulk", "--addendum=add-6", "--addendum=add-7"]].concat());
+    assert!(message.contains("missing between the two"), "{message}");
+}
+
+// rules: BAK-14, BAK-40
+#[test]
+fn days_without_a_write_and_days_that_come_back_go_on_from_each_other() {
+    let pit = Pit::new();
+    let mut model = noise(LEN, 1);
+    std::fs::write(pit.path("mon"), &model).unwrap();
+    pit.ok(&["import", "disks.pit", "db", "mon"]);
+    let day = |name: &str, before: &str| {
+        pit.ok(&["snapshot", "disks.pit", "db", name]);
+        pit.ok(&["backup", "disks.pit", name, &format!("{name}.add"), "--since", before]);
+    };
+    pit.ok(&["snapshot", "disks.pit", "db", "mon"]);
+    pit.ok(&["backup", "disks.pit", "mon", "bulk"]);
+    day("tue", "mon");
+    day("wed", "tue");
+    write(&pit, 0, &[5; 4096]);
+    day("thu", "wed");
+    pit.ok(&["refresh", "disks.pit", "db", "--source", "mon"]);
+    day("fri", "thu");
+    write(&pit, 8192, &[6; 4096]);
+    day("sat", "fri");
+    let monday = model.clone();
+    model[8192..12288].fill(6);
+    let restore = |addenda: &[&str]| {
+        let mut arguments = vec!["restore", "disks.pit", "back", "--from-backup", "bulk"];
+        addenda.iter().for_each(|addendum| arguments.extend(["--addendum", addendum]));
+        pit.run(&arguments)
+    };
+    let right: [(&[&str], &[u8]); 6] = [
+        (&["tue.add", "wed.add"], &monday),
+        (&["wed.add", "tue.add"], &monday),
+        (&["tue.add", "wed.add", "thu.add", "fri.add"], &monday),
+        (&["thu.add", "fri.add", "tue.add"], &monday),
+        (&["tue.add", "wed.add", "thu.add", "fri.add", "sat.add"], &model),
+        (&["tue.add", "sat.add"], &model),
+    ];
+    for (addenda, expected) in right {
+        let output = restore(addenda);
+        assert!(output.status.success(), "{addenda:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(contents(&pit, "back") == expected, "{addenda:?}");
+    }
+    for addenda in [&["thu.add", "sat.add"][..], &["tue.add", "fri.add"], &["sat.add", "thu.add"]] {
+        assert_eq!(restore(addenda).status.code(), Some(1), "{addenda:?}");
+    }
+}
+
+// rules: BAK-10, BAK-28
+#[test]
+fn containers_in_use_are_not_replaced_and_volumes_in_views_not_backed_up() {
+    let pit = Pit::new();
+    three_days(&pit);
+    pit.ok(&["backup", "disks.pit", "db", "db.pit", "-O", "pitstop"]);
+    let held = FileDisk::open(&pit.path("db.pit"), OpenMode::ReadWrite).unwrap();
+    let orders: [&[&str]; 4] = [
+        &["backup", "disks.pit", "db", "db.pit", "-O", "pitstop", "--force"],
+        &["backup", "disks.pit", "db", "db.pit", "--since", "day-0", "--force"],
+        &["backup", "disks.pit", "db", "x", "--addendum", "db.pit", "--force"],
+        &["export", "disks.pit", "db", "db.pit", "--force"],
+    ];
+    for order in orders {
+        let message = pit.fails(order);
+        assert!(message.contains("db.pit is a container in use"), "{message}");
+    }
+    drop(held);
+    pit.ok(orders[0]);
+    pit.ok(&["view", "create", "disks.pit", "db", "look"]);
+    for name in ["db", "look"] {
+        for more in [&[][..], &["--addendum", "y"], &["--since", "day-0"]] {
+            let message = pit.fails(&[&["backup", "disks.pit", name, "x"], more].concat());
+            assert!(message.contains("view"), "{message}");
+        }
+    }
+    assert!(!pit.path("x").exists() && !pit.path("y").exists());
 }
 
 // rule: BAK-42

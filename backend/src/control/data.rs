@@ -12,6 +12,9 @@ use super::protocol::Failure;
 /// Most bytes of data in a request or a reply.
 const LIMIT_BYTES: usize = 512 << 10;
 
+/// Most zeros that one request writes: little work, wherever they are.
+const ZEROS_LIMIT_BYTES: u64 = 1 << 30;
+
 /// A piece of what a volume holds.
 pub(super) fn read(context: &Context, mut args: Args) -> Result<Done, Failure> {
     let name = args.string("name")?;
@@ -46,6 +49,9 @@ pub(super) fn write(context: &Context, mut args: Args) -> Result<Done, Failure> 
             bytes = decoded
                 .ok_or_else(|| Failure::generic(format!("data must be base64 of at most {LIMIT_BYTES} bytes")))?;
             Piece::Data(&bytes)
+        }
+        (None, Some(zeros)) if zeros > ZEROS_LIMIT_BYTES => {
+            return Err(Failure::generic(format!("zeros must be at most {ZEROS_LIMIT_BYTES}")));
         }
         (None, Some(zeros)) => Piece::Zeros(zeros),
         _ => return Err(Failure::generic("one of the parameters 'data' and 'zeros' must be given")),

@@ -176,10 +176,11 @@ impl Container {
     /// What volume `name` holds now; an id that no others will ever have if it was written since its last point-in-time
     /// event (LAY-4).
     ///
-    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`].
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`]; [`Error::InView`], as no backup is made of such a volume (BAK-28).
     pub fn contents(&self, name: &str) -> Result<Contents> {
         let state = self.shared.lock();
         let id = state.defined_volume_id(name)?;
+        state.check_no_view(id)?;
         if state.volumes[&id].head().is_untouched() {
             return Ok(state.contents_below(id));
         }
@@ -189,7 +190,7 @@ impl Container {
     /// What volume `name` held at its last point-in-time event, whatever was written to it since: what it was copied from or
     /// refreshed from, or what was last copied of it.
     ///
-    /// Errors: as [`Container::contents`].
+    /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`].
     pub fn last_contents(&self, name: &str) -> Result<Contents> {
         let state = self.shared.lock();
         Ok(state.contents_below(state.defined_volume_id(name)?))
@@ -298,6 +299,8 @@ impl Backup {
     /// Errors: [`Error::NoSuchVolume`], [`Error::Undefined`]; [`Error::SinceItself`] for the source itself;
     /// [`Error::BadSize`] if it has another size than the source had.
     pub fn set_base(&self, name: &str) -> Result<Contents> {
+        // Until a snapshot of the copy that is under way has ended: what it freezes is not sealed before.
+        let _control = super::lock(&self.container.shared.control);
         let copy = self.container.defined_volume(name)?;
         if copy.id() == self.source.id() {
             return Err(Error::SinceItself { name: name.to_owned() });
@@ -310,7 +313,7 @@ impl Backup {
         }
         // Before its contents: what is refreshed in between is found to be another.
         let refreshes = copy.refreshes();
-        let contents = self.container.last_contents(name)?;
+        let contents = self.container.shared.lock().contents_below(copy.id());
         *super::lock(&self.base) = Some(Base { copy, refreshes });
         Ok(contents)
     }

@@ -231,11 +231,7 @@ impl State {
         if head.is_untouched() && !is_on_copy(&head) {
             return head.parent();
         }
-        let is_empty = head.is_untouched();
         self.freeze_layer(head.id, id, instant_ns);
-        if is_empty && let Some(below) = head.parent() {
-            self.show_the_same(head.id, below.id);
-        }
         let new_head = add_head(self, Some(head.clone()), head.size);
         self.update_volume(id, |record| {
             record.head = new_head.id;
@@ -246,21 +242,21 @@ impl State {
         Some(head)
     }
 
-    /// Makes a volume's head a frozen layer.
+    /// Makes a volume's head, which stands on no other head, a frozen layer.
     pub(super) fn freeze_layer(&mut self, head: LayerId, owner: VolumeId, instant_ns: i64) {
+        let layer = &self.layers[&head];
+        let (uuid, frozen_ns) = match layer.parent() {
+            // It shows what the layer below shows, and is known by the same UUID (LAY-14).
+            Some(below) if layer.is_untouched() => self.contents_of_layer(below.id),
+            None if layer.is_untouched() => (Uuid::nil(), instant_ns),
+            // The contents are new, and a copy of the container's file may have the same head with others.
+            _ => (Uuid::new_v4(), instant_ns),
+        };
         self.update_layer(head, |record| {
             record.kind = LayerKind::Frozen;
             record.owner = Some(owner);
-            record.frozen_ns = instant_ns;
-            // The contents are new, and a copy of the container's file may have the same head with others (LAY-14).
-            record.uuid = Uuid::new_v4();
+            (record.uuid, record.frozen_ns) = (uuid, frozen_ns);
         });
-    }
-
-    /// Layer `id` shows what `below` shows, and is known by the same UUID (LAY-14).
-    fn show_the_same(&mut self, id: LayerId, below: LayerId) {
-        let (uuid, frozen_ns) = self.contents_of_layer(below);
-        self.update_layer(id, |record| (record.uuid, record.frozen_ns) = (uuid, frozen_ns));
     }
 
     /// The UUID and the instant of what a layer that is not a head shows.

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use pitstop_format::holder_of;
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
@@ -52,6 +53,9 @@ impl Target {
     /// Refuses a name that cannot be given to a new file.
     pub(crate) fn check(path: &Path, overwrite: Overwrite) -> Result<()> {
         match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && holder_of(path).is_some() => {
+                return Err(Error::TargetInUse { path: path.to_owned() });
+            }
             Ok(meta) if meta.is_file() && overwrite == Overwrite::Replace => {}
             Ok(meta) if meta.is_file() => return Err(Error::TargetExists { path: path.to_owned() }),
             Ok(_) => return Err(Error::TargetIsNoFile { path: path.to_owned() }),
@@ -87,6 +91,7 @@ impl Target {
         let Some(addendum) = addendum else { return self.finish() };
         for file in [&self, &addendum] {
             file.temporary.as_file().sync_all().map_err(Error::file("sync", &file.path))?;
+            Self::check(&file.path, file.overwrite)?;
         }
         if self.overwrite == Overwrite::Replace && std::fs::symlink_metadata(&self.path).is_ok() {
             std::fs::remove_file(&self.path).map_err(Error::file("replace", &self.path))?;
@@ -102,6 +107,8 @@ impl Target {
     pub(crate) fn finish(self) -> Result<()> {
         let Self { path, overwrite, temporary } = self;
         temporary.as_file().sync_all().map_err(Error::file("sync", &path))?;
+        // It may have come to be there, or into use, meanwhile.
+        Self::check(&path, overwrite)?;
         let persisted = match overwrite {
             Overwrite::Replace => temporary.persist(&path),
             Overwrite::Refuse => temporary.persist_noclobber(&path),

@@ -13,7 +13,7 @@ use pitstop_format::{CacheOptions, Durability, Holder, NewCopy, Verify, ViewEnd,
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::remote::{PIECE_LEN, RemoteSource};
+use super::remote::{PIECE_LEN, RemoteSource, ZEROS_LEN};
 use super::{Backup, Connected, Depth, STEP_RANGES, Session, Want, name_of};
 use crate::copy::Source;
 use crate::error::{Error, HolderName, Result};
@@ -268,7 +268,12 @@ impl Session for Daemon {
             self.tell("x-pitstop-write", json!({ "name": name, "start": start, what: value, "flush": false })).map(drop)
         };
         match piece {
-            Piece::Zeros(len) => write(start, "zeros", len.into()),
+            Piece::Zeros(len) => {
+                let end = start + len;
+                (start..end)
+                    .step_by(ZEROS_LEN)
+                    .try_for_each(|at| write(at, "zeros", (end - at).min(ZEROS_LEN as u64).into()))
+            }
             Piece::Data(data) => {
                 let mut at = start;
                 for piece in data.chunks(PIECE_LEN) {

@@ -11,6 +11,9 @@ use crate::maps::ContentView;
 /// Most bytes that a daemon sends, or takes, at once.
 pub(super) const PIECE_LEN: usize = 512 << 10;
 
+/// Most zeros that a daemon writes at once.
+pub(super) const ZEROS_LEN: usize = 1 << 30;
+
 /// The volume.
 #[derive(Debug)]
 pub(super) struct RemoteSource {

@@ -4,7 +4,7 @@
 //! Invariant: files appear only when they are complete. Does not: know what an instant is (the container does).
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -81,35 +81,37 @@ pub(crate) fn run(backup: &Backup<'_>) -> Result<()> {
 /// that by an id first (BAK-41).
 fn way(backup: &Backup<'_>) -> Result<Way> {
     let direct = match session::way(backup.path, Access::Read)? {
-        Way::File(direct) if backup.how.addendum.is_some() || backup.how.since.is_some() => direct,
+        Way::File(direct) => direct,
         way => return Ok(way),
     };
-    let (now, last) = (direct.opened().contents(backup.name), direct.opened().last_contents(backup.name));
-    if now.map_err(direct.failed())? == last.map_err(direct.failed())? {
+    if is_known(&direct, backup)? {
         return Ok(Way::File(direct));
     }
     direct.finish()?;
-    let fixed = session::way(backup.path, Access::Change).and_then(|way| match way {
-        Way::File(session) => {
-            let instant = session.opened().begin_backup(backup.name, None);
-            let released = instant.and_then(|instant| instant.release()).map_err(session.failed());
-            session.finish().and(released)
-        }
-        // One that has come meanwhile does it all.
-        Way::Daemon(_) => Ok(()),
-    });
-    match fixed {
-        Ok(()) => {}
-        Err(Error::Container { source: pitstop_format::Error::Io { source, .. }, .. })
-            if [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&source.kind()) =>
-        {
-            crate::tell(format_args!(
-                "the container cannot be changed ({source}): no addendum that is made later will be known to follow this backup"
-            ));
-        }
-        Err(error) => return Err(error),
+    let fixed = fix(backup);
+    let way = session::way(backup.path, Access::Read)?;
+    if let Way::File(direct) = &way
+        && !is_known(direct, backup)?
+    {
+        let why = fixed.err().map_or_else(|| "it was written again".to_owned(), |error| error.to_string());
+        crate::tell(format_args!("no addendum that is made later will be known to follow this backup ({why})"));
     }
-    session::way(backup.path, Access::Read)
+    Ok(way)
+}
+
+/// Whether what the volume holds is known by an id, if anything will name it. Refuses a volume that is not backed up.
+fn is_known(direct: &Direct, backup: &Backup<'_>) -> Result<bool> {
+    let now = direct.opened().contents(backup.name).map_err(direct.failed())?;
+    let is_named = backup.how.addendum.is_some() || backup.how.since.is_some();
+    Ok(!is_named || now == direct.opened().last_contents(backup.name).map_err(direct.failed())?)
+}
+
+/// Freezes the volume's head. A daemon that has come meanwhile does it all.
+fn fix(backup: &Backup<'_>) -> Result<()> {
+    let Way::File(session) = session::way(backup.path, Access::Change)? else { return Ok(()) };
+    let instant = session.opened().begin_backup(backup.name, None);
+    let released = instant.and_then(|instant| instant.release()).map_err(session.failed());
+    session.finish().and(released)
 }
 
 /// Whether two paths lead to one file, or would if it were there.
@@ -141,18 +143,25 @@ fn served(daemon: &mut Daemon, backup: &Backup<'_>, stop: &AtomicBool) -> Result
     // Checked before the daemon is put to work.
     let made = Target::create(backup.target, overwrite(&how))?;
     // What the daemon makes gets no name before the image is whole, and goes whatever comes out of it.
-    let hidden = |path: &Path, what: &str| {
-        let name = format!(".pitstop-backup-{}.{what}", std::process::id());
-        TempPath::try_from_path(path.with_file_name(name)).map_err(Error::file("find the place of", path))
-    };
-    let raw = hidden(&target, "raw")?;
+    let random = RandomState::new().hash_one(std::process::id());
+    let hidden = |path: &Path, what: &str| path.with_file_name(format!(".pitstop-backup-{random:016x}.{what}"));
+    let raw = hidden(&target, "raw");
     let addendum = how.addendum.take();
-    let hidden_addendum = addendum.as_deref().map(|path| hidden(path, "addendum")).transpose()?;
     if let Some(path) = &addendum {
         Target::check(path, overwrite(&how))?;
-        how.addendum = hidden_addendum.as_ref().map(|hidden| hidden.to_path_buf());
+        how.addendum = Some(hidden(path, "addendum"));
     }
-    let job = daemon.backup(backup.name, &raw, &session::Backup { overwrite: false, ..how.clone() })?;
+    let job = daemon.backup(backup.name, &raw, &session::Backup { overwrite: false, ..how.clone() });
+    let job = job.inspect_err(|error| {
+        if matches!(error, Error::NoAnswer { .. }) {
+            let raw = printable(&raw.to_string_lossy());
+            crate::tell(format_args!("the daemon may make {raw} all the same: see `pitstop job list`, and remove it"));
+        }
+    })?;
+    // From here on they are this command's own.
+    let armed = |path: PathBuf| TempPath::try_from_path(&path).map_err(Error::file("find the place of", &path));
+    let raw = armed(raw)?;
+    let hidden_addendum = how.addendum.take().map(armed).transpose()?;
     // Nobody would make an image of what it goes on to write.
     wait(daemon, &job, stop).inspect_err(|_| give_up(backup.path, &job))?;
     let (_, mut source) = image::source(ImageFile::open(&raw)?, Some(Format::Raw), Backing::Refuse)?;

@@ -85,16 +85,20 @@ fn fill(
     session.volume(import.name)
 }
 
-/// Deletes a volume that was not filled, by a connection of its own if the one at hand is the trouble.
+/// Deletes a volume of a temporary name, by a connection of its own if the one at hand is the trouble.
 pub(super) fn remove(path: &Path, session: &mut dyn Session, temporary: &str) {
-    let removed = session.delete_volume(temporary).or_else(|error| match session.holder() {
-        Some(_) => session::with(path, Access::Change, |session| session.delete_volume(temporary)),
+    let remove = |session: &mut dyn Session| {
+        session.delete_volume(temporary).or_else(|error| {
+            let is_gone = session.volumes().is_ok_and(|volumes| volumes.iter().all(|volume| volume.name != temporary));
+            if is_gone { Ok(()) } else { Err(error) }
+        })
+    };
+    let removed = remove(session).or_else(|error| match session.holder() {
+        Some(_) => session::with(path, Access::Change, remove),
         None => Err(error),
     });
     if let Err(left) = removed {
-        crate::tell(format_args!(
-            "the incomplete volume '{temporary}' is left; delete it with `pitstop delete` ({left})"
-        ));
+        crate::tell(format_args!("the volume '{temporary}' may be left; delete it with `pitstop delete` ({left})"));
     }
 }
 

@@ -69,42 +69,48 @@ fn open(paths: &[PathBuf], len_bytes: u64) -> Result<Vec<(PathBuf, Addendum)>> {
         opened.push((path.clone(), reader));
     }
     let headers: Vec<_> = opened.iter().map(|(path, reader)| (path.as_path(), reader.header())).collect();
-    for number in 0..headers.len() {
-        if let Some(problem) = misfit(&headers, number, len_bytes) {
-            return Err(Error::NotOfThisBackup { path: headers[number].0.to_owned(), problem });
-        }
+    match misfit(&headers, len_bytes) {
+        Some((number, problem)) => Err(Error::NotOfThisBackup { path: headers[number].0.to_owned(), problem }),
+        None => Ok(opened),
     }
-    Ok(opened)
 }
 
-/// Why an addendum cannot be written over what comes before it (BAK-14).
-fn misfit(all: &[(&Path, &AddendumHeader)], number: usize, len_bytes: u64) -> Option<String> {
-    let header = all[number].1;
-    if header.size_bytes != len_bytes {
-        return Some(format!("is of a volume of {} bytes, not of {len_bytes}", header.size_bytes));
-    }
-    let before = number.checked_sub(1).map(|number| all[number]);
-    let base = match (header.purpose, before) {
-        (Purpose::OriginalImages, None) => return None,
-        (Purpose::OriginalImages, Some(_)) => {
-            return Some("has original images, which belong right over their bulk".to_owned());
+/// The addendum that cannot be written over what comes before it, and why (BAK-14).
+fn misfit(all: &[(&Path, &AddendumHeader)], len_bytes: u64) -> Option<(usize, String)> {
+    for (number, (_, header)) in all.iter().enumerate() {
+        if header.size_bytes != len_bytes {
+            return Some((number, format!("is of a volume of {} bytes, not of {len_bytes}", header.size_bytes)));
         }
-        (Purpose::ChangesSince(base), Some((_, before))) if before.instant.id == base.id => return None,
-        (Purpose::ChangesSince(base), _) => base,
-    };
-    let name = |path: &Path| printable(&path.to_string_lossy());
-    let others = all.iter().enumerate().filter(|(other, _)| *other != number);
-    if let Some((_, (other, _))) = others.into_iter().find(|(_, (_, other))| other.instant.id == base.id) {
-        return Some(format!("belongs right behind {}", name(other)));
+        if number > 0 && header.purpose == Purpose::OriginalImages {
+            return Some((number, "has original images, which belong right over their bulk".to_owned()));
+        }
     }
-    // What a bulk holds is said by its own addendum alone.
-    let (before, AddendumHeader { instant, .. }) = before?;
-    let [base, instant] = [base.unix_ns, instant.unix_ns].map(render::instant);
-    Some(format!(
-        "has the changes since what was there at {base}, and {} ends with what was there at {instant}: there is an addendum \
-         missing between the two, or one too many",
-        name(before)
-    ))
+    let base = |number: usize| match all[number].1.purpose {
+        Purpose::ChangesSince(base) => Some(base),
+        Purpose::OriginalImages => None,
+    };
+    let does_not_go_on = |number: &usize| base(*number).is_some_and(|base| base.id != all[number - 1].1.instant.id);
+    let wrong: Vec<usize> = (1..all.len()).filter(does_not_go_on).collect();
+    let first = *wrong.first()?;
+    // What a bulk holds is said by its own addendum alone: the first one may be what is out of place.
+    for number in wrong.into_iter().chain([0]) {
+        let Some(base) = base(number).filter(|base| base.id != all[number].1.instant.id) else { continue };
+        if let Some((before, _)) = all.iter().find(|(_, header)| header.instant.id == base.id) {
+            return Some((number, format!("belongs right behind {}", shown(before))));
+        }
+    }
+    let (before, AddendumHeader { instant, .. }) = all[first - 1];
+    let [base, instant] = [base(first)?.unix_ns, instant.unix_ns].map(render::instant);
+    let problem = format!(
+        "has the changes since what was there at {base}, and {} ends with what was there at {instant}: there is an \
+         addendum missing between the two, or one too many",
+        shown(before)
+    );
+    Some((first, problem))
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy())
 }
 
 /// Looking for its length has left the file at its end.
@@ -138,18 +144,15 @@ fn fill(
         import::reserve(session, restore.name, bulk.len())?
     };
     let filled = write(session, &temporary, restore.name, bulk, addenda, stop);
-    let done = filled.and_then(|()| {
-        if exists {
-            session.refresh(restore.name, &temporary, restore.connected)?;
-            session.delete_volume(&temporary)
-        } else {
-            session.rename_volume(&temporary, restore.name)
-        }
+    let done = filled.and_then(|()| match exists {
+        true => session.refresh(restore.name, &temporary, restore.connected).map(drop),
+        false => session.rename_volume(&temporary, restore.name),
     });
-    if let Err(error) = done {
+    // Once the volume has changed, what is left over is no failure.
+    if exists || done.is_err() {
         import::remove(restore.path, session, &temporary);
-        return Err(error);
     }
+    done?;
     session.volume(restore.name)
 }
 
