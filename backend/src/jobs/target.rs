@@ -13,6 +13,8 @@ use tempfile::NamedTempFile;
 
 /// Unit of zero detection in bytes.
 const GRANULE_LEN: usize = 4096;
+/// Zeros that are written at once, in bytes.
+const ZEROS_LEN: u64 = 256 << 10;
 
 /// A file in the making.
 #[derive(Debug)]
@@ -30,18 +32,7 @@ impl Target {
             Some(folder) if path.is_absolute() => folder,
             _ => return Err(format!("'{shown}' is not an absolute path of a file")),
         };
-        match std::fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_file() && holder_of(path).is_some() => {
-                return Err(format!("'{shown}' is a container in use; name another file"));
-            }
-            Ok(meta) if meta.is_file() && overwrite => {}
-            Ok(meta) if meta.is_file() => {
-                return Err(format!("'{shown}' exists already; name another file, or replace it with --force"));
-            }
-            Ok(_) => return Err(format!("'{shown}' is not a regular file")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("cannot look at '{shown}': {error}")),
-        }
+        check_place(path, overwrite)?;
         let temporary = tempfile::Builder::new()
             .prefix(".pitstop-backup-")
             // As any new file: the process's umask decides.
@@ -82,18 +73,78 @@ impl Target {
         Ok(())
     }
 
-    /// Makes what was written durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file().sync_all()
+    /// Writes `len` zeros at `offset`.
+    pub(super) fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
+        let zeros = vec![0; len.min(ZEROS_LEN) as usize];
+        let mut done = 0;
+        while done < len {
+            let piece = &zeros[..(len - done).min(ZEROS_LEN) as usize];
+            self.file().write_all_at(piece, offset + done)?;
+            done += piece.len() as u64;
+        }
+        Ok(())
     }
 
-    /// Gives the file its name, durably. Error: the text for people.
-    pub(super) fn finish(self) -> Result<(), String> {
+    /// Gives the file its name, durably; leaves none if that fails. Error: the text for people.
+    fn name(self) -> Result<PathBuf, String> {
         let Self { path, overwrite, temporary } = self;
         let named = if overwrite { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         named.map_err(|error| format!("cannot name '{}': {}", path.display(), error.error))?;
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|error| format!("cannot sync '{}': {error}", folder.display()))
+        sync_folder_of(&path).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        Ok(path)
     }
 }
+
+/// Gives a backup's durable files their names, the target last. A pair of before is never mixed with the new one: its
+/// target goes first (BAK-10). Returns the names. Error: the text for people; none of the files has its name then.
+pub(super) fn name_files(addendum: Option<Target>, target: Target) -> Result<Vec<PathBuf>, String> {
+    for file in addendum.iter().chain([&target]) {
+        // A container may have been opened there, or a file made, in the meantime.
+        check_place(&file.path, file.overwrite)?;
+    }
+    let Some(addendum) = addendum else {
+        return target.name().map(|target| vec![target]);
+    };
+    match std::fs::remove_file(&target.path) {
+        Ok(()) => sync_folder_of(&target.path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(format!("cannot replace '{}': {error}", target.path.display())),
+    }
+    let addendum = addendum.name()?;
+    // An addendum without its target helps nobody.
+    let target = target.name().inspect_err(|_| drop(std::fs::remove_file(&addendum)))?;
+    Ok(vec![addendum, target])
+}
+
+/// Whether two paths lead to one file, or would if it were there.
+pub(super) fn is_same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| Some(std::fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?));
+    a == b || place(a).is_some_and(|place_of_a| Some(place_of_a) == place(b))
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), String> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| format!("cannot sync '{}': {error}", folder.display()))
+}
+
+/// Refuses what may not be replaced. Error: the text for who gave the order.
+fn check_place(path: &Path, overwrite: bool) -> Result<(), String> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && holder_of(path).is_some() => {
+            Err(format!("'{shown}' is a container in use; name another file"))
+        }
+        Ok(meta) if meta.is_file() && overwrite => Ok(()),
+        Ok(meta) if meta.is_file() => {
+            Err(format!("'{shown}' exists already; name another file, or replace it with --force"))
+        }
+        Ok(_) => Err(format!("'{shown}' is not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("cannot look at '{shown}': {error}")),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/target.rs"]
+mod tests;

@@ -95,6 +95,9 @@ impl Container {
     /// Errors: [`crate::Error::Failed`] once the container has failed.
     pub fn maintain(&self) -> Result<Maintained> {
         self.shared.check_open()?;
+        if self.tend_backups()? {
+            return Ok(Maintained::Worked);
+        }
         let mut background = super::lock(&self.shared.homes);
         let due = self.due(&mut background);
         if due.growth {

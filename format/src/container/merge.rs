@@ -228,6 +228,7 @@ impl Shared {
             record.parent = grandparent;
             record.parent_limit = limit;
         });
+        state.note_zeroed(child.id, state.zeroed_in(parent.id));
         state.update_layer(parent.id, |record| {
             record.kind = LayerKind::Doomed;
             record.parent = None;
