@@ -12,19 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pitstop_format::addendum::{AddendumHeader, AddendumWriter, Purpose};
+use pitstop_format::addendum::{AddendumHeader, Purpose};
 use pitstop_format::{BLOCK_LEN, Backup, Container, Error as FormatError, Moved, VolumeId};
 
 use self::copying::{Phase, State, Trouble};
-use self::writer::{Files, Writer};
-use super::target::{Target, is_same_place};
-use super::work::{JobKind, Progress, Settings, Step, Work};
+use self::writer::{Order, Places, Writer};
+use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
 use super::{Dismissal, JobStatus, Jobs};
 use crate::daemon::Event;
 use crate::events::Events;
 
-/// How long a step that gives a backup up waits for its files to go, at most.
-const FILES_GO: Duration = Duration::from_millis(100);
+/// How long an order waits for the storage of the files to make them, at most.
+const FILES_COME: Duration = Duration::from_secs(5);
 
 /// How the volume is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +77,8 @@ struct BackupJob {
     passed_bytes: AtomicU64,
     /// The live volume has been read through, or is not read.
     has_read_live: AtomicBool,
+    /// Nothing of the container is needed any more.
+    has_read_all: AtomicBool,
     over: AtomicBool,
     /// The high-water mark has been told of.
     warned: AtomicBool,
@@ -90,33 +91,33 @@ fn id_of(instant: VolumeId) -> String {
 impl Jobs {
     /// Begins a backup. When this returns, its instant is fixed.
     pub(crate) fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>, BackupError> {
-        let create = |path| Target::create(path, order.overwrite).map_err(BackupError::Target);
-        let target = create(&order.target)?;
         let addendum = match &order.reading {
-            Reading::LiveWithAddendum(path) if is_same_place(path, &order.target) => {
-                return Err(BackupError::Target("target and addendum are the same file".to_owned()));
-            }
-            Reading::LiveWithAddendum(path) => Some(create(path)?),
+            Reading::LiveWithAddendum(path) => Some(path.clone()),
             _ => None,
         };
-        let backup = self.container.begin_backup(&order.volume, order.cache.as_deref())?;
-        let id = id_of(backup.id());
-        let (state, writer) = match self.prepare(&backup, &order.reading, target, addendum) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                backup.release()?;
-                return Err(error);
-            }
+        let places = Places { target: order.target.clone(), addendum, overwrite: order.overwrite };
+        // Before the instant: nothing is held while storage does not answer.
+        let writer = Writer::start(places, FILES_COME).map_err(BackupError::Target)?;
+        let (backup, header) = self.begin(order).inspect_err(|_| {
+            writer.abandon();
+            writer.wait_gone(FILES_COME);
+        })?;
+        let (first, phase) = match order.reading {
+            Reading::Since(_) => (Order::Addendum(header), Phase::Ranges(0)),
+            _ => (Order::Bulk(header), Phase::Bulk(0)),
         };
+        writer.put(first);
+        let id = id_of(backup.id());
         let job = BackupJob {
             container: self.container.clone(),
             events: Arc::clone(&self.events),
             backup,
             reading: order.reading.clone(),
-            state: Mutex::new(state),
+            state: Mutex::new(State { phase, ranges: Vec::new() }),
             writer,
             passed_bytes: AtomicU64::new(0),
             has_read_live: AtomicBool::new(matches!(order.reading, Reading::Instant | Reading::Since(_))),
+            has_read_all: AtomicBool::new(false),
             over: AtomicBool::new(false),
             warned: AtomicBool::new(false),
         };
@@ -124,40 +125,30 @@ impl Jobs {
         Ok(self.get(&id))
     }
 
-    /// What the first step finds, and who writes.
-    fn prepare(
-        &self,
-        backup: &Backup,
-        reading: &Reading,
-        target: Target,
-        addendum: Option<Target>,
-    ) -> Result<(State, Writer), BackupError> {
+    /// Fixes the instant; returns what an addendum of it begins with.
+    fn begin(&self, order: &BackupOrder) -> Result<(Backup, AddendumHeader), BackupError> {
+        let backup = self.container.begin_backup(&order.volume, order.cache.as_deref())?;
+        match self.header(&backup, &order.reading) {
+            Ok(header) => Ok((backup, header)),
+            Err(error) => {
+                backup.release()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn header(&self, backup: &Backup, reading: &Reading) -> Result<AddendumHeader, BackupError> {
         let purpose = match reading {
             Reading::Since(copy) => Purpose::ChangesSince { base_unix_ns: backup.set_base(copy)? },
             _ => Purpose::OriginalImages,
         };
-        let size_bytes = backup.instant().size();
-        let header = AddendumHeader {
+        Ok(AddendumHeader {
             container: self.container.info().uuid,
             volume: backup.source().uuid(),
-            size_bytes,
+            size_bytes: backup.instant().size(),
             instant_unix_ns: backup.instant_unix_ns(),
             purpose,
-        };
-        let (files, phase) = if let Reading::Since(_) = reading {
-            let addendum = Some((target, AddendumWriter::new(header)));
-            (Files { target: None, addendum }, Phase::Ranges(0))
-        } else {
-            target.file().set_len(size_bytes).map_err(|error| {
-                let shown = target.path().display();
-                BackupError::Target(format!("cannot make '{shown}' as long as the volume: {error}"))
-            })?;
-            let addendum = addendum.map(|file| (file, AddendumWriter::new(header)));
-            (Files { target: Some(target), addendum }, Phase::Bulk(0))
-        };
-        let writer = Writer::start(files)
-            .map_err(|error| BackupError::Target(format!("cannot start a thread for the files: {error}")))?;
-        Ok((State { phase, ranges: Vec::new() }, writer))
+        })
     }
 }
 
@@ -172,6 +163,9 @@ impl BackupJob {
 
     /// Why the backup has to end, if it has to: for the guests' sake, or because it can no longer be right (BAK-7).
     fn reason_to_end(&self) -> Option<String> {
+        if self.has_read_all.load(Ordering::Acquire) {
+            return None;
+        }
         let changed = || {
             let is_reading_live = !self.has_read_live.load(Ordering::Acquire);
             self.backup.check_source().err().filter(|_| is_reading_live)
@@ -196,7 +190,7 @@ impl BackupJob {
         }
     }
 
-    /// Lets go of the instant, and has unfinished files removed; false if they are complete.
+    /// Lets go of the instant, and has unfinished files removed; false, and nothing changes, if they are complete.
     fn give_up(&self) -> bool {
         if !self.writer.abandon() {
             return false;
@@ -224,25 +218,26 @@ impl Work for BackupJob {
         if self.over.load(Ordering::Acquire) {
             return Step::Void;
         }
-        self.warn();
+        if self.writer.is_done() {
+            self.over.store(true, Ordering::Release);
+            return Step::Complete;
+        }
         let outcome = match self.reason_to_end() {
             Some(reason) => Err(Trouble::Hopeless(reason)),
             None if budget_bytes == 0 => Ok(Step::Moved(0)),
             // Whole blocks, whatever a limit comes to.
             None => self.try_step((budget_bytes / BLOCK_LEN * BLOCK_LEN).max(BLOCK_LEN)),
         };
+        // Of the region that has ended it, too.
+        self.warn();
         match outcome {
             Ok(step) => step,
             Err(Trouble::Failed(reason)) if self.reason_to_end().is_none() => Step::Failed(reason),
             Err(Trouble::Failed(reason) | Trouble::Hopeless(reason)) => {
                 // It may have been ended in the middle of the step.
                 let reason = self.backup.ended().map_or(reason, ToString::to_string);
-                if !self.give_up() {
-                    self.over.store(true, Ordering::Release);
-                    return Step::Complete;
-                }
-                self.wait_gone(FILES_GO);
-                Step::GivenUp(reason)
+                // Where the files get their names all has been read, and nothing can end it any more.
+                if self.give_up() { Step::GivenUp(reason) } else { Step::Blocked(Wait::Others) }
             }
         }
     }
@@ -253,12 +248,12 @@ impl Work for BackupJob {
     }
 
     fn cancel(&self) -> Result<(), String> {
-        if self.give_up() { Ok(()) } else { Err("the backup has just become complete".to_owned()) }
+        if self.give_up() { Ok(()) } else { Err("the backup is complete, and its files get their names".to_owned()) }
     }
 
     fn must_end(&self) -> bool {
         self.warn();
-        !self.over.load(Ordering::Acquire) && self.reason_to_end().is_some()
+        !self.over.load(Ordering::Acquire) && (self.writer.is_done() || self.reason_to_end().is_some())
     }
 
     fn end(&self) -> bool {

@@ -253,10 +253,10 @@ impl Jobs {
         let mut ended = Vec::new();
         let mut list = self.lock();
         for job in list.jobs.iter_mut().filter(|job| !job.is_over()) {
+            ended.push(Arc::clone(&job.work));
             if job.work.end() {
                 log::error!("job {} is given up: the daemon ends", job.id);
                 self.conclude(job, Err("the daemon has ended".to_owned()));
-                ended.push(Arc::clone(&job.work));
             }
         }
         self.forget(&mut list);

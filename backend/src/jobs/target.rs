@@ -85,35 +85,83 @@ impl Target {
         Ok(())
     }
 
-    /// Gives the file its name, durably; leaves none if that fails. Error: the text for people.
+    /// Gives the file its name, durably. Error: the text for people; it is not there then, unless it has replaced another.
     fn name(self) -> Result<PathBuf, String> {
         let Self { path, overwrite, temporary } = self;
+        let replaces = overwrite && path.exists();
         let named = if overwrite { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         named.map_err(|error| format!("cannot name '{}': {}", path.display(), error.error))?;
-        sync_folder_of(&path).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        sync_folder_of(&path).inspect_err(|_| {
+            if !replaces {
+                drop(std::fs::remove_file(&path));
+            }
+        })?;
         Ok(path)
     }
 }
 
-/// Gives a backup's durable files their names, the target last. A pair of before is never mixed with the new one: its
-/// target goes first (BAK-10). Returns the names. Error: the text for people; none of the files has its name then.
-pub(super) fn name_files(addendum: Option<Target>, target: Target) -> Result<Vec<PathBuf>, String> {
+/// A file of before, out of the way under another name until it is known whether it comes back.
+struct Aside {
+    path: PathBuf,
+    moved: tempfile::TempPath,
+}
+
+impl Aside {
+    /// Moves what a file replaces out of the way. Error: the text for people.
+    fn put(new: &Target) -> Result<Option<Self>, String> {
+        let path = &new.path;
+        let failed = |error: io::Error| format!("cannot put '{}' aside: {error}", path.display());
+        if !new.overwrite || !path.exists() {
+            return Ok(None);
+        }
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let moved = tempfile::Builder::new().prefix(".pitstop-backup-old-").tempfile_in(folder).map_err(failed)?;
+        let moved = moved.into_temp_path();
+        std::fs::rename(path, &moved).map_err(failed)?;
+        let aside = Self { path: path.to_owned(), moved };
+        match sync_folder_of(path) {
+            Ok(()) => Ok(Some(aside)),
+            Err(text) => {
+                aside.put_back();
+                Err(text)
+            }
+        }
+    }
+
+    fn put_back(self) {
+        if let Err(error) = self.moved.persist(&self.path) {
+            let moved = error.path.keep().map_or_else(|error| error.to_string(), |path| path.display().to_string());
+            log::error!("'{}' cannot be put back from '{moved}': {}", self.path.display(), error.error);
+        }
+    }
+}
+
+/// Gives a backup's durable files their names, the target last. A pair of before goes out of the way first, so that none of
+/// its files ever stands beside one of now (BAK-10), and comes back if that fails. Error: the text for people.
+pub(super) fn name_files(addendum: Option<Target>, target: Target) -> Result<(), String> {
     for file in addendum.iter().chain([&target]) {
         // A container may have been opened there, or a file made, in the meantime.
         check_place(&file.path, file.overwrite)?;
     }
     let Some(addendum) = addendum else {
-        return target.name().map(|target| vec![target]);
+        return target.name().map(drop);
     };
-    match std::fs::remove_file(&target.path) {
-        Ok(()) => sync_folder_of(&target.path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(format!("cannot replace '{}': {error}", target.path.display())),
+    let old_target = Aside::put(&target)?;
+    let old_addendum = match Aside::put(&addendum) {
+        Ok(old) => old,
+        Err(text) => {
+            old_target.into_iter().for_each(Aside::put_back);
+            return Err(text);
+        }
+    };
+    let named = addendum.name().and_then(|addendum| {
+        // An addendum without its target helps nobody.
+        target.name().inspect_err(|_| drop(std::fs::remove_file(&addendum)))
+    });
+    if named.is_err() {
+        old_addendum.into_iter().chain(old_target).for_each(Aside::put_back);
     }
-    let addendum = addendum.name()?;
-    // An addendum without its target helps nobody.
-    let target = target.name().inspect_err(|_| drop(std::fs::remove_file(&addendum)))?;
-    Ok(vec![addendum, target])
+    named.map(drop)
 }
 
 /// Whether two paths lead to one file, or would if it were there.

@@ -1,6 +1,6 @@
 //! Backups to storage that does not answer, and of containers that are full.
 //!
-//! req: R23. Rules: BAK-3, BAK-10, BAK-12, BAK-21, BAK-24, JOB-9, JOB-26, JOB-27.
+//! req: R23. Rules: BAK-3, BAK-10 to BAK-12, BAK-21, BAK-24, JOB-9, JOB-26, JOB-27.
 
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,58 @@ fn a_target_that_answers_again_becomes_complete() {
     }
 }
 
+// rule: BAK-11
+#[test]
+fn a_target_that_cannot_be_made_durable_ends_the_backup() {
+    let mut stage = Stage::new();
+    stage.shelf.fail_syncs(true);
+    let order = json!({"name": "db", "target": text(&stage.shelf.path("bulk")), "auto-dismiss": false});
+    let id = stage.qmp.order("x-pitstop-backup", order)["job"]["id"].as_str().unwrap().to_owned();
+    let ended = wait_for_end(&mut stage.qmp, &id);
+    assert!(
+        ended["error"].as_str().unwrap().contains("durable: Input/output error (os error 5); back up again"),
+        "{ended}"
+    );
+    assert_eq!(instants(&mut stage.qmp), 0);
+    wait_until("the file has gone", || stage.shelf.names().is_empty());
+    assert_eq!(stage.daemon.terminate().code(), Some(0));
+}
+
+// rules: BAK-10, JOB-27 — from there on it is complete, whoever orders what.
+#[test]
+fn a_backup_whose_files_get_their_names_is_not_given_up() {
+    let mut stage = Stage::new();
+    stage.shelf.write("bulk", b"of before");
+    let id = stage.stuck(Hangs::Renames, &json!({"overwrite": true}));
+    stage.qmp.order("job-pause", json!({"id": id}));
+    let refused = stage.qmp.refused("job-cancel", json!({"id": id}));
+    assert!(refused.contains("its files get their names"), "{refused}");
+    assert_eq!(stage.shelf.read("bulk"), b"of before");
+    stage.shelf.hang(None);
+    // Paused or not.
+    assert_eq!(wait_for_end(&mut stage.qmp, &id)["error"], Value::Null);
+    assert!(stage.shelf.read("bulk") == vec![7; VOLUME_LEN as usize]);
+    assert_eq!(stage.shelf.names(), ["bulk"]);
+    assert_eq!(stage.daemon.terminate().code(), Some(0));
+}
+
+// rules: BAK-12, JOB-9
+#[test]
+fn an_order_whose_files_do_not_come_holds_nothing() {
+    let mut stage = Stage::new();
+    stage.shelf.hang(Some(Hangs::Creates));
+    let order = json!({"name": "db", "target": text(&stage.shelf.path("bulk"))});
+    let mut control = Qmp::connect(&stage.place.path("control"));
+    let asked = std::thread::spawn(move || control.refused("x-pitstop-backup", order));
+    wait_until("the target is waited for", || stage.shelf.is_waited_for());
+    assert_eq!(instants(&mut stage.qmp), 0);
+    let said = asked.join().unwrap();
+    assert!(said.contains("does not answer"), "{said}");
+    stage.shelf.hang(None);
+    wait_until("the file has gone", || stage.shelf.names().is_empty());
+    assert_eq!(stage.daemon.terminate().code(), Some(0));
+}
+
 // rules: BAK-10, JOB-9
 #[test]
 fn the_end_of_the_daemon_does_not_wait_for_a_target_that_hangs() {
@@ -187,35 +239,46 @@ fn free_slabs(file: &std::path::Path) -> u64 {
 // rules: BAK-12, BAK-24
 #[test]
 fn a_guest_that_finds_no_space_gets_what_a_backup_keeps() {
-    const KEPT: u64 = 24;
-    let mut free = 0;
-    let scene = Scene::prepared("", &CreateOptions::default(), |fs| {
-        fs.set_capacity(fs.file_len());
-        free = free_slabs(&fs.file());
-    });
-    let shelf = Shelf::mount(&scene.place.path("shelf"));
-    let (mut v, mut qmp) = (scene.guest("v"), scene.qmp());
-    let mut w = scene.guest("w");
-    for chunk in 0..KEPT {
-        w.write(chunk * SLAB_LEN, &[6; SLAB_LEN as usize]);
+    const KEPT: u64 = 16;
+    for source_lives_on in [false, true] {
+        let mut free = 0;
+        let scene = Scene::prepared("", &CreateOptions::default(), |fs| {
+            fs.set_capacity(fs.file_len());
+            free = free_slabs(&fs.file());
+        });
+        let shelf = Shelf::mount(&scene.place.path("shelf"));
+        let (mut v, mut w, mut qmp) = (scene.guest("v"), scene.guest("w"), scene.qmp());
+        let mut overwrite = |byte| {
+            for chunk in 0..KEPT {
+                w.write(chunk * SLAB_LEN, &[byte; SLAB_LEN as usize]);
+            }
+            w.flush();
+        };
+        overwrite(6);
+        shelf.hang(Some(Hangs::Writes));
+        let target = shelf.path("bulk");
+        let order = json!({"name": "w", "target": text(&target), "speed": 256 << 10, "auto-dismiss": false});
+        let id = qmp.order("x-pitstop-backup", order)["job"]["id"].as_str().unwrap().to_owned();
+        wait_until("the target is waited for", || shelf.is_waited_for());
+        let held = if source_lives_on {
+            overwrite(5);
+            KEPT + 2
+        } else {
+            drop(w);
+            qmp.order("block-export-del", json!({"id": "w", "mode": "hard"}));
+            qmp.order("x-pitstop-volume-delete", json!({"name": "w"}));
+            0
+        };
+        assert_ne!(job(&mut qmp, &id)["status"], "concluded");
+        let (end, answer) = fill_up(&mut v);
+        // The first error comes when nothing is kept any more.
+        assert_eq!(answer, Some(IOERR));
+        let written = end / SLAB_LEN + held;
+        assert!(written + 4 > free, "{written} slabs were written of {free} that were free at first");
+        let ended = wait_for_end(&mut qmp, &id);
+        assert!(ended["error"].as_str().unwrap().contains("the container is full and cannot grow"), "{ended}");
+        shelf.hang(None);
+        drop((v, qmp));
+        scene.end();
     }
-    w.flush();
-    drop(w);
-    shelf.hang(Some(Hangs::Writes));
-    let order = json!({"name": "w", "target": text(&shelf.path("bulk")), "speed": 256 << 10, "auto-dismiss": false});
-    let id = qmp.order("x-pitstop-backup", order)["job"]["id"].as_str().unwrap().to_owned();
-    wait_until("the target is waited for", || shelf.is_waited_for());
-    qmp.order("block-export-del", json!({"id": "w", "mode": "hard"}));
-    qmp.order("x-pitstop-volume-delete", json!({"name": "w"}));
-    assert_ne!(job(&mut qmp, &id)["status"], "concluded");
-    let (end, answer) = fill_up(&mut v);
-    // The first error comes when nothing is kept any more.
-    assert_eq!(answer, Some(IOERR));
-    let written = end / SLAB_LEN;
-    assert!(written + 4 > free, "{written} slabs were written of {free} that were free at first");
-    let ended = wait_for_end(&mut qmp, &id);
-    assert!(ended["error"].as_str().unwrap().contains("the container is full and cannot grow"), "{ended}");
-    shelf.hang(None);
-    drop((v, qmp));
-    scene.end();
 }

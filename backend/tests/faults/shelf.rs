@@ -17,8 +17,10 @@ use fuser::{
 /// What is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hangs {
+    Creates,
     Writes,
     Syncs,
+    Renames,
 }
 
 #[derive(Default)]
@@ -28,6 +30,7 @@ struct State {
     files: BTreeMap<u64, Vec<u8>>,
     next_inode: u64,
     hangs: Option<Hangs>,
+    fails_syncs: bool,
     /// Requests that wait.
     waiting: u64,
 }
@@ -65,6 +68,18 @@ impl Shelf {
     pub fn hang(&self, hangs: Option<Hangs>) {
         self.shared.lock().hangs = hangs;
         self.shared.changed.notify_all();
+    }
+
+    /// From now on syncs fail, or do not.
+    pub fn fail_syncs(&self, fail: bool) {
+        self.shared.lock().fails_syncs = fail;
+    }
+
+    /// Puts a file there.
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        let mut state = self.shared.lock();
+        let inode = state.add(name);
+        state.files.insert(inode, bytes.to_vec());
     }
 
     /// Whether a request waits.
@@ -116,6 +131,15 @@ impl Shared {
 }
 
 impl State {
+    /// A new, empty file; returns its inode.
+    fn add(&mut self, name: &str) -> u64 {
+        self.next_inode += 1;
+        let inode = INodeNo::ROOT.0 + self.next_inode;
+        self.names.insert(name.to_owned(), inode);
+        self.files.insert(inode, Vec::new());
+        inode
+    }
+
     fn attr(&self, inode: u64) -> FileAttr {
         let is_folder = inode == INodeNo::ROOT.0;
         let size = self.files.get(&inode).map_or(0, |bytes| bytes.len() as u64);
@@ -193,12 +217,11 @@ impl Filesystem for Served {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let mut state = self.0.lock();
-        state.next_inode += 1;
-        let inode = INodeNo::ROOT.0 + state.next_inode;
-        state.names.insert(name.to_str().unwrap().to_owned(), inode);
-        state.files.insert(inode, Vec::new());
-        reply.created(&Duration::ZERO, &state.attr(inode), Generation(0), FileHandle(0), FopenFlags::empty());
+        let name = name.to_str().unwrap().to_owned();
+        self.0.when_answered(Hangs::Creates, move |state| {
+            let inode = state.add(&name);
+            reply.created(&Duration::ZERO, &state.attr(inode), Generation(0), FileHandle(0), FopenFlags::empty());
+        });
     }
 
     fn unlink(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -218,17 +241,19 @@ impl Filesystem for Served {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mut state = self.0.lock();
-        if flags.contains(RenameFlags::RENAME_NOREPLACE) && state.inode(newname).is_some() {
-            return reply.error(Errno::EEXIST);
-        }
-        match name.to_str().and_then(|name| state.names.remove(name)) {
-            Some(inode) => {
-                state.names.insert(newname.to_str().unwrap().to_owned(), inode);
-                reply.ok();
+        let [name, new_name] = [name, newname].map(|name| name.to_str().unwrap().to_owned());
+        self.0.when_answered(Hangs::Renames, move |state| {
+            if flags.contains(RenameFlags::RENAME_NOREPLACE) && state.names.contains_key(&new_name) {
+                return reply.error(Errno::EEXIST);
             }
-            None => reply.error(Errno::ENOENT),
-        }
+            match state.names.remove(&name) {
+                Some(inode) => {
+                    state.names.insert(new_name, inode);
+                    reply.ok();
+                }
+                None => reply.error(Errno::ENOENT),
+            }
+        });
     }
 
     fn read(
@@ -275,7 +300,10 @@ impl Filesystem for Served {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.0.when_answered(Hangs::Syncs, move |_| reply.ok());
+        self.0.when_answered(Hangs::Syncs, move |state| match state.fails_syncs {
+            true => reply.error(Errno::EIO),
+            false => reply.ok(),
+        });
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

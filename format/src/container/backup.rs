@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::diff::{DiffStep, Zeros};
-use super::holdings::Holding;
+use super::holdings::{Beginning, Holding};
 use super::maps::Listing;
 use super::state::State;
 use super::{CacheInfo, Container, PendingCopy};
@@ -46,6 +46,7 @@ struct Base {
 #[must_use = "nothing is held until it is finished"]
 pub struct PendingBackup {
     copy: PendingCopy,
+    beginning: Beginning,
     live: Volume,
     refreshes: Option<u64>,
     region: InstantRecord,
@@ -59,7 +60,7 @@ impl PendingBackup {
 
     /// As [`PendingCopy::finish_all`].
     pub fn finish(self) -> Result<Backup> {
-        let Self { copy, live, refreshes, region } = self;
+        let Self { copy, beginning, live, refreshes, region } = self;
         let container = copy.container().clone();
         let info = copy.finish()?;
         let shared = &container.shared;
@@ -67,6 +68,7 @@ impl PendingBackup {
         let instant_unix_ns = info.origin.map_or(0, |origin| origin.instant_unix_ns);
         let holding = Arc::new(Holding::new(info.id, region.region));
         shared.lock().holdings.add(Arc::clone(&holding));
+        drop(beginning);
         let base = Mutex::new(None);
         Ok(Backup { container, source: live, refreshes, instant, instant_unix_ns, region, holding, base })
     }
@@ -97,9 +99,10 @@ impl Container {
     pub fn start_backup(&self, source: &str, cache: Option<&str>) -> Result<PendingBackup> {
         self.shared.check_open()?;
         let region = InstantRecord { region: cache.map(|name| self.region_with_room(name)).transpose()? };
+        let beginning = Beginning::new(self);
         let copy = self.begin_instant(source, region)?;
         let live = self.volume(source)?;
-        Ok(PendingBackup { refreshes: live.refreshes(), copy, live, region })
+        Ok(PendingBackup { refreshes: live.refreshes(), copy, beginning, live, region })
     }
 
     /// Backups' instants in the catalog.

@@ -75,6 +75,8 @@ impl Holding {
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
     all: Vec<Arc<Holding>>,
+    /// Backups that begin: their instants are not known yet, but something may be kept for them.
+    beginning: u32,
     looked: Option<Instant>,
     /// A guest's write has found no space.
     asked: bool,
@@ -101,9 +103,35 @@ impl Holdings {
 
     /// Whether a write that finds no space has to wait until it was looked what backups keep; asks for that.
     pub(crate) fn are_in_the_way(&mut self) -> bool {
-        let may_keep = !self.all.is_empty() && self.kept_nothing_at != Some(self.changes);
+        let looked_in_vain = self.all.is_empty() || self.kept_nothing_at == Some(self.changes);
+        let may_keep = self.beginning > 0 || !looked_in_vain;
         self.asked |= may_keep;
         may_keep
+    }
+
+    /// Whether a write waits for a look.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked && (self.beginning > 0 || !self.all.is_empty())
+    }
+}
+
+/// A backup that begins, until it is known.
+#[derive(Debug)]
+pub(super) struct Beginning(Container);
+
+impl Beginning {
+    pub(super) fn new(container: &Container) -> Self {
+        container.shared.lock().holdings.beginning += 1;
+        Self(container.clone())
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let mut state = self.0.shared.lock();
+        state.holdings.beginning -= 1;
+        // Who waits asks again.
+        state.wake_all();
     }
 }
 
@@ -131,12 +159,11 @@ impl Container {
             }
         }
         let Some(_control) = super::try_lock(&self.shared.control) else { return Ok(false) };
-        let (all, changes, asked) = {
+        let (all, changes, asked, is_full) = {
             let mut state = self.shared.lock();
             state.holdings.looked = Some(Instant::now());
-            // Space may have come meanwhile.
-            let asked = std::mem::take(&mut state.holdings.asked) && state.is_full();
-            (state.holdings.all.clone(), state.holdings.changes, asked)
+            let asked = std::mem::take(&mut state.holdings.asked);
+            (state.holdings.all.clone(), state.holdings.changes, asked, state.is_full())
         };
         let mut worked = false;
         for holding in all.iter().filter(|holding| !holding.is_under_way()) {
@@ -147,7 +174,8 @@ impl Container {
             let drawing: Vec<_> = all.iter().filter(|holding| holding.region == Some(region)).collect();
             worked |= self.tend_region(region, &drawing)?;
         }
-        if asked {
+        // Space may have come meanwhile.
+        if asked && is_full {
             for holding in all.iter().filter(|holding| holding.is_under_way()) {
                 let kept_bytes = self.kept_slabs(&holding.instants()) * SLAB_LEN;
                 if kept_bytes > 0 {
@@ -155,9 +183,10 @@ impl Container {
                     worked = true;
                 }
             }
-            let mut state = self.shared.lock();
-            state.holdings.kept_nothing_at = Some(changes);
-            state.wake_all();
+            self.shared.lock().holdings.kept_nothing_at = Some(changes);
+        }
+        if asked {
+            self.shared.lock().wake_all();
         }
         Ok(worked)
     }
@@ -216,7 +245,10 @@ impl Container {
                 self.delete_found(|_| Ok(id))?;
             }
         }
-        self.shared.lock().holdings.remove(holding);
+        let mut state = self.shared.lock();
+        state.holdings.remove(holding);
+        // Who waits for a look asks again.
+        state.wake_all();
         Ok(())
     }
 

@@ -45,6 +45,8 @@ pub enum Maintained {
 pub(super) struct Background {
     reclaim: Option<Reclaim>,
     pub(super) merge: Option<MergeJob>,
+    /// Merges that lacked a slab: they go on when one is free, and hold up no other.
+    pub(super) starved_merges: Vec<MergeJob>,
     pub(super) hiding: Option<Hiding>,
     /// Layers that could not be merged, or looked through, because something in them is damaged; not tried again.
     pub(super) unmergeable: HashSet<LayerId>,
@@ -173,7 +175,7 @@ impl Container {
         if wanted && is_last && !state.space.giving_up && state.relations.may_have_donor {
             state.space.giving_up = state.give_up_donor();
         }
-        if wanted && short && growth_failed {
+        if wanted && short && growth_failed && !state.holdings.is_asked() {
             // Those who wait are told what stands in the way.
             state.wake_all();
         }

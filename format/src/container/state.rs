@@ -543,9 +543,8 @@ impl State {
     /// Takes a free slab, or notes that the file must grow.
     pub(crate) fn take_slab(&mut self) -> Option<SlabNo> {
         let slab = self.alloc.take();
-        match slab {
-            Some(_) => self.holdings.changed(),
-            None => self.space.wanted = true,
+        if slab.is_none() {
+            self.space.wanted = true;
         }
         slab
     }
@@ -596,6 +595,7 @@ impl State {
         }
         if let Some(layer) = descriptor.layer() {
             *self.layer_slabs.entry(layer).or_default() += 1;
+            self.holdings.changed();
         }
         self.alloc.describe(slab, descriptor);
         self.dirty.descriptors.insert(slab);

@@ -66,10 +66,8 @@ impl BackupJob {
         match self.writer.ready()? {
             Ready::Room => {}
             Ready::Behind => return Ok(Step::Blocked(Wait::Others)),
-            Ready::Done => {
-                self.over.store(true, Ordering::Release);
-                return Ok(Step::Complete);
-            }
+            // The next step finds it.
+            Ready::Done => return Ok(Step::Moved(0)),
         }
         match state.phase {
             Phase::Bulk(at) => self.read_bulk(&mut state, at, budget_bytes),
@@ -85,6 +83,7 @@ impl BackupJob {
             Phase::Ranges(at) => self.copy_ranges(&mut state, at, budget_bytes),
             Phase::Finish => {
                 // Nothing of it is needed any more, however long the target takes.
+                self.has_read_all.store(true, Ordering::Release);
                 self.release();
                 self.writer.put(Order::Finish);
                 state.phase = Phase::Finishing;
@@ -106,7 +105,7 @@ impl BackupJob {
                 let mut data = vec![0; len.min(budget_bytes) as usize];
                 io.read_at(&mut data, at)?;
                 let moved = data.len() as u64;
-                self.writer.put(Order::Bulk(at, data));
+                self.writer.put(Order::Live(at, data));
                 moved
             }
         };

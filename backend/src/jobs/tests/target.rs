@@ -23,12 +23,19 @@ fn a_pair_is_replaced_as_one() {
         name_files(Some(file(&addendum, text, true)), file(&bulk, text, true)).unwrap();
         assert_eq!((read(&bulk), read(&addendum)), (text.to_owned(), text.to_owned()));
     }
-    // Whatever stops it, no bulk of before stands beside an addendum of now.
+    // Where one cannot be named, both are as before.
     let (new_bulk, new_addendum) = (file(&bulk, "newer", true), file(&addendum, "newer", true));
-    other.close().unwrap();
+    std::fs::remove_file(new_addendum.temporary.path()).unwrap();
     let said = name_files(Some(new_addendum), new_bulk).unwrap_err();
-    assert!(said.contains("cannot name") && !bulk.exists(), "{said}");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(said.contains("cannot name"), "{said}");
+    assert_eq!((read(&bulk), read(&addendum)), ("new".to_owned(), "new".to_owned()));
+    let (new_bulk, new_addendum) = (file(&bulk, "newer", true), file(&addendum, "newer", true));
+    std::fs::remove_file(new_bulk.temporary.path()).unwrap();
+    name_files(Some(new_addendum), new_bulk).unwrap_err();
+    assert_eq!((read(&bulk), read(&addendum)), ("new".to_owned(), "new".to_owned()));
+    for folder in [folder, other] {
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
 
 #[test]
