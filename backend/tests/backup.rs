@@ -200,7 +200,8 @@ fn a_full_cache_region_ends_the_backup_and_nothing_else() {
         assert!(error.contains("cache region 'nightly' is full") && error.contains("cache resize"), "{error}");
         let warning = qmp.event("X_PITSTOP_CACHE_WARNING");
         assert_eq!((&warning["name"], &warning["limit-bytes"]), (&json!("nightly"), &json!(4 * MIB)));
-        assert_eq!((files(&place), instants(&mut qmp)), (vec![], 0));
+        assert_eq!(instants(&mut qmp), 0);
+        wait_until("its file has gone", || files(&place).is_empty());
         let caches = qmp.order("x-pitstop-query-caches", json!({}));
         assert_eq!((&caches[0]["used-bytes"], &caches[0]["backups"]), (&json!(0), &json!(0)));
         qmp.order("job-dismiss", json!({"id": id}));
@@ -315,7 +316,8 @@ fn orders_that_cannot_be_are_refused_and_sources_may_change() {
     qmp.order("x-pitstop-job-set-speed", json!({"id": held, "speed": 0}));
     assert_eq!(wait_for(&mut qmp, &held, "concluded")["error"], Value::Null);
     assert!(std::fs::read(place.path("bulk-2")).unwrap() == noise(7));
-    assert_eq!((files(&place), instants(&mut qmp)), (vec!["bulk-2".to_owned()], 0));
+    assert_eq!(instants(&mut qmp), 0);
+    wait_until("the files have gone", || files(&place) == ["bulk-2"]);
     assert_eq!(daemon.terminate().code(), Some(0));
     assert_clean(&place);
 }

@@ -117,6 +117,15 @@ pub enum Error {
         /// Bytes that are kept.
         used: u64,
     },
+    /// A backup kept what guests needed.
+    #[error(
+        "the container is full and cannot grow, and the backup kept {kept_bytes} bytes that guests need; make space, and begin \
+         the backup again"
+    )]
+    BackupEnded {
+        /// Bytes that were kept for it, at most.
+        kept_bytes: u64,
+    },
     /// A volume got other contents while a backup read them as they were.
     #[error(
         "volume '{name}' was refreshed, restored or deleted, or got a view, while its live data was read; begin the backup again (one \

@@ -1,6 +1,6 @@
-//! Backups' instants, original images, and cache regions, each promise by itself.
+//! Backups' instants and original images, each promise by itself.
 //!
-//! req: R19 to R23. Rules: BAK-1 to BAK-9, BAK-20 to BAK-26, BAK-28, BAK-40, CAT-15, CAT-16, LAY-14.
+//! req: R19, R20, R21, R22. Rules: BAK-1 to BAK-9, BAK-26, BAK-28, BAK-40, CAT-15, LAY-14.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -9,8 +9,8 @@ mod common;
 use common::{io, new_container};
 use pitstop_format::check::{Outcome, check};
 use pitstop_format::{
-    Backup, BackupUse, CacheOptions, Container, Content, DiffRange, Durability, Error, HydrateEnd, HydrateStep,
-    Listing, Maintained, OpenMode, SLAB_LEN, ViewEnd, VolumeChange, VolumeIo,
+    Backup, CacheOptions, Container, Content, DiffRange, Durability, Error, HydrateEnd, HydrateStep, Listing,
+    Maintained, OpenMode, ViewEnd, VolumeChange, VolumeIo,
 };
 
 const MIB: u64 = 1 << 20;
@@ -236,127 +236,6 @@ fn an_opening_for_changes_releases_what_backups_held() {
     assert_eq!(check(&*disk).unwrap().outcome(), Outcome::Clean);
 }
 
-// rules: BAK-20, BAK-21
-#[test]
-fn a_region_counts_what_newer_layers_shadow() {
-    let (_, container) = ones();
-    container.create_cache("nightly", limit(2 * SLAB_LEN)).unwrap();
-    let backup = container.begin_backup("v", Some("nightly")).unwrap();
-    let used = || container.caches()[0].used_bytes;
-    assert_eq!(used(), 0);
-    fill(&container, "v", 0..BLOCK, 2);
-    // A slab of data, and the table that leads to it.
-    assert_eq!(used(), 2 * SLAB_LEN);
-    assert!(!container.caches()[0].is_full() && container.caches()[0].is_high());
-    fill(&container, "v", BLOCK..2 * BLOCK, 2);
-    assert_eq!(used(), 2 * SLAB_LEN, "no new slab");
-    fill(&container, "v", MIB..MIB + BLOCK, 2);
-    assert_eq!(used(), 3 * SLAB_LEN);
-    assert!(container.caches()[0].is_full());
-    assert_eq!(backup.cost().unwrap().cache.unwrap().used_bytes, used());
-    assert!(matches!(container.begin_backup("v", Some("nightly")), Err(Error::CacheFull { .. })));
-    // Other backups do not count on it, and never more than the instant has.
-    let other = container.begin_backup("v", None).unwrap();
-    fill(&container, "v", 0..SIZE, 3);
-    let BackupUse { kept_bytes, cache, starves_guests } = other.cost().unwrap();
-    assert!(kept_bytes > 0 && cache.is_none() && !starves_guests);
-    let before = container.caches()[0].used_bytes;
-    for round in 0..5 {
-        container.snapshot("v", &format!("kept-{round}")).unwrap();
-        fill(&container, "v", 0..SIZE, round);
-    }
-    assert!(container.caches()[0].used_bytes <= (SIZE / SLAB_LEN + 1) * SLAB_LEN);
-    assert!(container.caches()[0].used_bytes >= before);
-    other.release().unwrap();
-    backup.release().unwrap();
-    assert_eq!(used(), 0);
-}
-
-// rule: BAK-20 — what nobody else uses any more counts in full.
-#[test]
-fn the_instant_of_a_deleted_volume_counts_all_that_it_keeps() {
-    let (_, container) = ones();
-    container.create_cache("nightly", limit(MIB)).unwrap();
-    let backup = container.begin_backup("v", Some("nightly")).unwrap();
-    container.delete_volume("v").unwrap();
-    assert_eq!(container.caches()[0].used_bytes, (SIZE / SLAB_LEN + 1) * SLAB_LEN);
-    backup.release().unwrap();
-}
-
-// rules: BAK-23, BAK-25, CAT-16
-#[test]
-fn regions_are_made_changed_grown_and_deleted() {
-    let (disk, container) = ones();
-    assert!(matches!(container.create_cache("n", CacheOptions::default()), Err(Error::BadCache { .. })));
-    assert!(matches!(container.create_cache("", limit(1)), Err(Error::BadName { .. })));
-    let growing = CacheOptions { growth_bytes: Some(MIB), ..limit(MIB) };
-    assert!(matches!(container.create_cache("n", growing), Err(Error::BadCache { .. })));
-    let growing = CacheOptions { most_bytes: Some(5 * MIB / 2), ..growing };
-    let cache = container.create_cache("n", growing).unwrap();
-    assert_eq!((cache.limit_bytes, cache.most_bytes, cache.high_water_percent), (MIB, 5 * MIB / 2, 80));
-    assert!(matches!(container.create_cache("n", growing), Err(Error::CacheExists { .. })));
-    for bad in [
-        CacheOptions { high_water_percent: Some(0), ..CacheOptions::default() },
-        CacheOptions { high_water_percent: Some(101), ..CacheOptions::default() },
-        limit(0),
-        limit(1 << 61),
-    ] {
-        assert!(matches!(container.resize_cache("n", bad), Err(Error::BadCache { .. })), "{bad:?}");
-    }
-    assert!(matches!(container.resize_cache("m", limit(1)), Err(Error::NoSuchCache { .. })));
-    assert!(matches!(container.begin_backup("v", Some("m")), Err(Error::NoSuchCache { .. })));
-    // A name of its own: volumes do not mind.
-    container.snapshot("v", "n").unwrap();
-
-    let backup = container.begin_backup("v", Some("n")).unwrap();
-    assert!(matches!(container.delete_cache("n"), Err(Error::CacheInUse { backups: 1, .. })));
-    fill(&container, "v", 0..SIZE, 2);
-    assert!(backup.cost().unwrap().cache.unwrap().is_full());
-    for _ in 0..2 {
-        assert!(!backup.grow_cache().unwrap(), "it may not become as large as it should");
-        assert_eq!(container.caches()[0].limit_bytes, 5 * MIB / 2);
-    }
-    // By as many steps as it takes.
-    let most_bytes = Some(100 * MIB);
-    let before = container.resize_cache("n", CacheOptions { most_bytes, ..CacheOptions::default() }).unwrap();
-    assert!(backup.grow_cache().unwrap());
-    let lack = before.used_bytes - before.limit_bytes;
-    assert_eq!(container.caches()[0].limit_bytes, before.limit_bytes + lack.div_ceil(MIB) * MIB);
-    assert!(lack > MIB);
-    container.resize_cache("n", limit(100 * MIB)).unwrap();
-    assert!(backup.grow_cache().unwrap() && container.caches()[0].limit_bytes == 100 * MIB);
-    container.close().unwrap();
-
-    let container = Container::open(disk, OpenMode::ReadWrite).unwrap();
-    assert_eq!(container.caches()[0].limit_bytes, 100 * MIB);
-    container.delete_cache("n").unwrap();
-    assert!(matches!(container.delete_cache("n"), Err(Error::NoSuchCache { .. })));
-    assert_eq!(container.caches(), []);
-}
-
-// rule: BAK-24
-#[test]
-fn a_backup_that_keeps_what_guests_need_in_a_full_container_says_so() {
-    let (disk, container) = ones();
-    container.settle(10_000).unwrap();
-    let backup = container.begin_backup("v", None).unwrap();
-    disk.limit(Some(container.info().file_len_bytes));
-    container.create_volume("w", 1 << 30).unwrap();
-    let mut at = 0;
-    while container.space().unwrap().free_bytes >= 32 * SLAB_LEN {
-        fill(&container, "w", at..at + SLAB_LEN, 1);
-        at += SLAB_LEN;
-        container.maintain().unwrap();
-    }
-    container.settle(100).unwrap();
-    // It keeps nothing: ending it would help nobody.
-    assert!(!backup.cost().unwrap().starves_guests);
-    fill(&container, "v", 0..BLOCK, 2);
-    assert!(backup.cost().unwrap().starves_guests);
-    backup.release().unwrap();
-}
-
-/// Fills the copy layer until the volume is real.
 fn make_real(container: &Container, name: &str) {
     let layer = container.hydrate(name).unwrap().unwrap();
     loop {

@@ -1,28 +1,29 @@
 //! Backups as jobs: a volume's contents at one instant, copied to files while guests go on.
 //!
 //! Invariant: files appear only when all of them are complete (BAK-10); however a backup ends, what it held in the
-//! container is released and its unfinished files are removed (BAK-3); where it cannot go on without harm to guests it ends
-//! (BAK-21, BAK-24). Does not: decide when steps are made, or know what an instant is (`pitstop_format`).
+//! container is released and its unfinished files are removed (BAK-3). Does not: decide when steps are made, when guests
+//! cannot afford a backup, or what an instant is (`pitstop_format`).
 
 mod copying;
+mod writer;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pitstop_format::addendum::{AddendumHeader, AddendumWriter, Purpose};
+use pitstop_format::addendum::{AddendumHeader, Purpose};
 use pitstop_format::{BLOCK_LEN, Backup, Container, Error as FormatError, Moved, VolumeId};
 
 use self::copying::{Phase, State, Trouble};
-use super::target::Target;
-use super::work::{JobKind, Progress, Settings, Step, Work};
+use self::writer::{Order, Places, Writer};
+use super::work::{JobKind, Progress, Settings, Step, Wait, Work};
 use super::{Dismissal, JobStatus, Jobs};
-use crate::daemon::{Event, lock};
+use crate::daemon::Event;
 use crate::events::Events;
 
-/// How often it is looked at whether a backup must end (BAK-21).
-const LOOK_PERIOD: Duration = Duration::from_millis(250);
+/// How long an order waits for the storage of the files to make them, at most.
+const FILES_COME: Duration = Duration::from_secs(5);
 
 /// How the volume is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +73,15 @@ struct BackupJob {
     backup: Backup,
     reading: Reading,
     state: Mutex<State>,
+    writer: Writer,
     passed_bytes: AtomicU64,
+    /// The live volume has been read through, or is not read.
+    has_read_live: AtomicBool,
+    /// Nothing of the container is needed any more.
+    has_read_all: AtomicBool,
     over: AtomicBool,
     /// The high-water mark has been told of.
     warned: AtomicBool,
-    /// When it was last looked whether it must end, since the last step, and what came of it.
-    looked: Mutex<Option<(Instant, bool)>>,
 }
 
 fn id_of(instant: VolumeId) -> String {
@@ -87,69 +91,64 @@ fn id_of(instant: VolumeId) -> String {
 impl Jobs {
     /// Begins a backup. When this returns, its instant is fixed.
     pub(crate) fn backup(&self, order: &BackupOrder, dismissal: Dismissal) -> Result<Option<JobStatus>, BackupError> {
-        let create = |path| Target::create(path, order.overwrite).map_err(BackupError::Target);
-        let target = create(&order.target)?;
         let addendum = match &order.reading {
-            Reading::LiveWithAddendum(path) if *path == order.target => {
-                return Err(BackupError::Target("target and addendum are the same file".to_owned()));
-            }
-            Reading::LiveWithAddendum(path) => Some(create(path)?),
+            Reading::LiveWithAddendum(path) => Some(path.clone()),
             _ => None,
         };
-        let backup = self.container.begin_backup(&order.volume, order.cache.as_deref())?;
-        let id = id_of(backup.id());
-        let state = match self.prepare(&backup, &order.reading, target, addendum) {
-            Ok(state) => state,
-            Err(error) => {
-                backup.release()?;
-                return Err(error);
-            }
+        let places = Places { target: order.target.clone(), addendum, overwrite: order.overwrite };
+        // Before the instant: nothing is held while storage does not answer.
+        let writer = Writer::start(places, FILES_COME).map_err(BackupError::Target)?;
+        let (backup, header) = self.begin(order).inspect_err(|_| {
+            writer.abandon();
+            writer.wait_gone(FILES_COME);
+        })?;
+        let (first, phase) = match order.reading {
+            Reading::Since(_) => (Order::Addendum(header), Phase::Ranges(0)),
+            _ => (Order::Bulk(header), Phase::Bulk(0)),
         };
+        writer.put(first);
+        let id = id_of(backup.id());
         let job = BackupJob {
             container: self.container.clone(),
             events: Arc::clone(&self.events),
             backup,
             reading: order.reading.clone(),
-            state: Mutex::new(state),
+            state: Mutex::new(State { phase, ranges: Vec::new() }),
+            writer,
             passed_bytes: AtomicU64::new(0),
+            has_read_live: AtomicBool::new(matches!(order.reading, Reading::Instant | Reading::Since(_))),
+            has_read_all: AtomicBool::new(false),
             over: AtomicBool::new(false),
             warned: AtomicBool::new(false),
-            looked: Mutex::default(),
         };
         self.add(id.clone(), Arc::new(job), Settings { paused: false, speed: order.speed }, dismissal);
         Ok(self.get(&id))
     }
 
-    /// What the first step finds.
-    fn prepare(
-        &self,
-        backup: &Backup,
-        reading: &Reading,
-        target: Target,
-        addendum: Option<Target>,
-    ) -> Result<State, BackupError> {
+    /// Fixes the instant; returns what an addendum of it begins with.
+    fn begin(&self, order: &BackupOrder) -> Result<(Backup, AddendumHeader), BackupError> {
+        let backup = self.container.begin_backup(&order.volume, order.cache.as_deref())?;
+        match self.header(&backup, &order.reading) {
+            Ok(header) => Ok((backup, header)),
+            Err(error) => {
+                backup.release()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn header(&self, backup: &Backup, reading: &Reading) -> Result<AddendumHeader, BackupError> {
         let purpose = match reading {
             Reading::Since(copy) => Purpose::ChangesSince(backup.set_base(copy)?),
             _ => Purpose::OriginalImages,
         };
-        let size_bytes = backup.instant().size();
-        let header = AddendumHeader {
+        Ok(AddendumHeader {
             container: self.container.info().uuid,
             volume: backup.source().uuid(),
-            size_bytes,
+            size_bytes: backup.instant().size(),
             instant: backup.contents(),
             purpose,
-        };
-        if let Reading::Since(_) = reading {
-            let addendum = Some((target, AddendumWriter::new(header)));
-            return Ok(State { target: None, addendum, phase: Phase::Ranges(0), ranges: Vec::new() });
-        }
-        target.file().set_len(size_bytes).map_err(|error| {
-            let shown = target.path().display();
-            BackupError::Target(format!("cannot make '{shown}' as long as the volume: {error}"))
-        })?;
-        let addendum = addendum.map(|file| (file, AddendumWriter::new(header)));
-        Ok(State { target: Some(target), addendum, phase: Phase::Bulk(0), ranges: Vec::new() })
+        })
     }
 }
 
@@ -162,39 +161,43 @@ impl BackupJob {
         self.backup.instant().size() * if self.is_live() { 2 } else { 1 }
     }
 
-    /// Why the backup has to end, if it has to, for the guests' sake or because it can no longer be right.
+    /// Why the backup has to end, if it has to: for the guests' sake, or because it can no longer be right (BAK-7).
     fn reason_to_end(&self) -> Option<String> {
-        let cost = self.backup.cost()?;
-        if let Some(cache) = &cost.cache {
-            if cache.is_high() && !self.warned.swap(true, Ordering::AcqRel) {
-                let (name, used_bytes, limit_bytes) = (cache.name.clone(), cache.used_bytes, cache.limit_bytes);
-                log::warn!("cache region '{name}': {used_bytes} of {limit_bytes} bytes are used");
-                self.events.emit(&Event::CacheWarning { name, used_bytes, limit_bytes });
-            }
-            if cache.is_full() {
-                let (name, used, limit) = (cache.name.clone(), cache.used_bytes, cache.limit_bytes);
-                return Some(FormatError::CacheFull { name, used, limit }.to_string());
-            }
+        if self.has_read_all.load(Ordering::Acquire) {
+            return None;
         }
-        if cost.starves_guests {
-            return Some(format!(
-                "the container is full and cannot grow, and the backup keeps {} bytes that guests need; make space, and \
-                 begin the backup again",
-                cost.kept_bytes
-            ));
-        }
-        let is_reading_live =
-            self.is_live() && self.passed_bytes.load(Ordering::Acquire) <= self.backup.instant().size();
-        self.backup.check_source().err().filter(|_| is_reading_live).map(|error| error.to_string())
+        let changed = || {
+            let is_reading_live = !self.has_read_live.load(Ordering::Acquire);
+            self.backup.check_source().err().filter(|_| is_reading_live)
+        };
+        self.backup.ended().map(ToString::to_string).or_else(|| changed().map(|error| error.to_string()))
     }
 
-    /// Removes the files and lets go of the instant.
-    fn give_up(&self) -> Result<(), FormatError> {
+    /// Tells of the high-water mark, once (BAK-22).
+    fn warn(&self) {
+        let Some(cache) = self.backup.high_water() else { return };
+        if !self.warned.swap(true, Ordering::AcqRel) {
+            let (name, used_bytes, limit_bytes) = (cache.name.clone(), cache.used_bytes, cache.limit_bytes);
+            log::warn!("cache region '{name}': {used_bytes} of {limit_bytes} bytes are used");
+            self.events.emit(&Event::CacheWarning { name, used_bytes, limit_bytes });
+        }
+    }
+
+    /// Lets go of the instant.
+    fn release(&self) {
+        if let Err(error) = self.backup.release() {
+            log::warn!("what a backup held in the container is not released yet: {error}");
+        }
+    }
+
+    /// Lets go of the instant, and has unfinished files removed; false, and nothing changes, if they are complete.
+    fn give_up(&self) -> bool {
+        if !self.writer.abandon() {
+            return false;
+        }
         self.over.store(true, Ordering::Release);
-        let mut state = lock(&self.state);
-        (state.target, state.addendum) = (None, None);
-        drop(state);
-        self.backup.release()
+        self.release();
+        true
     }
 }
 
@@ -215,10 +218,9 @@ impl Work for BackupJob {
         if self.over.load(Ordering::Acquire) {
             return Step::Void;
         }
-        *lock(&self.looked) = None;
-        // A full region may grow first.
-        if let Err(error) = self.backup.grow_cache() {
-            return Step::Failed(error.to_string());
+        if self.writer.is_done() {
+            self.over.store(true, Ordering::Release);
+            return Step::Complete;
         }
         let outcome = match self.reason_to_end() {
             Some(reason) => Err(Trouble::Hopeless(reason)),
@@ -226,12 +228,16 @@ impl Work for BackupJob {
             // Whole blocks, whatever a limit comes to.
             None => self.try_step((budget_bytes / BLOCK_LEN * BLOCK_LEN).max(BLOCK_LEN)),
         };
+        // Of the region that has ended it, too.
+        self.warn();
         match outcome {
             Ok(step) => step,
             Err(Trouble::Failed(reason)) if self.reason_to_end().is_none() => Step::Failed(reason),
             Err(Trouble::Failed(reason) | Trouble::Hopeless(reason)) => {
-                self.end();
-                Step::GivenUp(reason)
+                // It may have been ended in the middle of the step.
+                let reason = self.backup.ended().map_or(reason, ToString::to_string);
+                // Where the files get their names all has been read, and nothing can end it any more.
+                if self.give_up() { Step::GivenUp(reason) } else { Step::Blocked(Wait::Others) }
             }
         }
     }
@@ -242,24 +248,25 @@ impl Work for BackupJob {
     }
 
     fn cancel(&self) -> Result<(), String> {
-        self.give_up().map_err(|error| error.to_string())
+        if self.give_up() { Ok(()) } else { Err("the backup is complete, and its files get their names".to_owned()) }
     }
 
     fn must_end(&self) -> bool {
-        if self.over.load(Ordering::Acquire) {
-            return false;
-        }
-        let mut looked = lock(&self.looked);
-        match *looked {
-            Some((at, must_end)) if at.elapsed() < LOOK_PERIOD => must_end,
-            _ => looked.insert((Instant::now(), self.reason_to_end().is_some())).1,
-        }
+        self.warn();
+        !self.over.load(Ordering::Acquire) && (self.writer.is_done() || self.reason_to_end().is_some())
     }
 
     fn end(&self) -> bool {
-        if let Err(error) = self.give_up() {
-            log::error!("what a backup held in the container is not released: {error}");
+        self.give_up()
+    }
+
+    fn wait_gone(&self, most: Duration) {
+        if !self.writer.wait_gone(most) {
+            let volume = self.backup.source().name();
+            log::warn!(
+                "the storage of a backup of volume '{volume}' does not answer: a file named .pitstop-backup-* stays \
+                 there until it does"
+            );
         }
-        true
     }
 }

@@ -18,7 +18,7 @@ mod work;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pitstop_format::Container;
 
@@ -41,6 +41,9 @@ const MOST_CONCLUDED: usize = 64;
 
 /// No number of changes.
 const NEVER: u64 = u64::MAX;
+
+/// How long the end of the daemon, and an answer to `job-cancel`, waits for storage that does not answer (JOB-9, JOB-27).
+const WAIT_GONE: Duration = Duration::from_secs(2);
 
 /// Why a job ends that has become void.
 const VOID: &str = "the volume was deleted, refreshed or restored";
@@ -208,14 +211,19 @@ impl Jobs {
 
     /// Gives a job up.
     pub(crate) fn cancel(&self, id: &str) -> Result<()> {
+        let mut given_up = None;
         self.order(
             id,
             Verb::Cancel,
             |work, _| work.cancel(),
             |jobs, job| {
+                given_up = Some(Arc::clone(&job.work));
                 jobs.conclude(job, Err("Operation canceled".to_owned()));
             },
-        )
+        )?;
+        // Other orders go on meanwhile.
+        given_up.into_iter().for_each(|work| work.wait_gone(WAIT_GONE));
+        Ok(())
     }
 
     /// Sets a job's limit, in bytes a second; 0 for none.
@@ -242,14 +250,21 @@ impl Jobs {
 
     /// Gives up what cannot go on with the next daemon. No step is under way any more.
     pub(crate) fn end(&self) {
+        let mut ended = Vec::new();
         let mut list = self.lock();
         for job in list.jobs.iter_mut().filter(|job| !job.is_over()) {
+            ended.push(Arc::clone(&job.work));
             if job.work.end() {
                 log::error!("job {} is given up: the daemon ends", job.id);
                 self.conclude(job, Err("the daemon has ended".to_owned()));
             }
         }
         self.forget(&mut list);
+        drop(list);
+        let until = Instant::now() + WAIT_GONE;
+        for work in ended {
+            work.wait_gone(until.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Carries out an order: waits for the step under way, makes it durable by `keep`, and lets it count by `apply`.

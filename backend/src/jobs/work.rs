@@ -3,6 +3,8 @@
 //! Invariant: a piece of work may be looked at and given orders from any thread while a step of it is under way in
 //! another. Does not: decide when steps happen (`turns`), or how fast (`pace`).
 
+use std::time::Duration;
+
 use pitstop_format::Moved;
 
 /// A kind of job.
@@ -102,4 +104,6 @@ pub(crate) trait Work: Send + Sync {
     fn end(&self) -> bool {
         false
     }
+    /// It was given up: waits until nothing of it is left, for `most` at most.
+    fn wait_gone(&self, _most: Duration) {}
 }

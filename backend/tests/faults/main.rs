@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "tests")]
 
+mod backups;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
 mod hung;
 mod others;
 mod scene;
+mod shelf;
 mod space;
 mod views;

@@ -15,7 +15,7 @@ use crate::scene::*;
 
 /// Fills `v` from its beginning with blocks of 256 KiB until a write is not answered well, or not at all within a
 /// second; returns where, and the answer.
-fn fill_up(guest: &mut Client) -> (u64, Option<u8>) {
+pub fn fill_up(guest: &mut Client) -> (u64, Option<u8>) {
     for offset in (0..crate::common::VOLUME_LEN).step_by(256 << 10) {
         guest.mem.write_slice(&[7; 256 << 10], GuestAddress(DATA_START)).unwrap();
         guest.queues[0].submit(T_OUT, offset / 512, &[(DATA_START, 256 << 10)]);

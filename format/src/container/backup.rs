@@ -1,9 +1,9 @@
 //! Backups: a volume's contents at one instant, held while they are copied out (spec/backup.md).
 //!
-//! Role: makes and releases instants, says what was written since, and what holding one costs. Invariant: an instant is a
+//! Role: makes and releases instants, and says what was written since. Invariant: an instant is a
 //! copy like any other (SNP-6), but nameless, and in the catalog only while a backup is under way (BAK-2, BAK-3); the
 //! original images are derived, never copied: where the live volume's newer layers have a block, the frozen one still has
-//! what was there (design rule 31). Does not: move data, or know targets.
+//! what was there (design rule 31). Does not: move data, know targets, or say when a backup has to end (`holdings`).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,22 +11,16 @@ use std::sync::atomic::AtomicBool;
 use uuid::Uuid;
 
 use super::diff::{DiffStep, Zeros};
+use super::holdings::{Beginning, Holding};
 use super::maps::Listing;
 use super::state::State;
 use super::{CacheInfo, Container, PendingCopy, now_ns};
 use crate::addendum::Contents;
 use crate::error::{Error, Result};
-use crate::layer::Layer;
 use crate::layout::slot::{InstantRecord, LayerKind};
 use crate::sync::Mutex;
 use crate::units::{SLAB_LEN, VolumeId};
 use crate::volume::Volume;
-
-/// Free slabs that guests keep whatever backups hold (BAK-24).
-const FREE_SLABS_KEPT: u64 = 64;
-
-/// Layers of a chain that are looked at per hold of the engine lock.
-const LAYERS_PER_HOLD: usize = 256;
 
 /// A backup under way. It must be released: dropping it leaves the instant until the container is opened again.
 #[derive(Debug)]
@@ -38,8 +32,8 @@ pub struct Backup {
     instant: Volume,
     contents: Contents,
     region: InstantRecord,
-    /// A second instant: when the live volume had been read through.
-    end: Mutex<Option<VolumeId>>,
+    /// What the engine knows of it.
+    holding: Arc<Holding>,
     base: Mutex<Option<Base>>,
 }
 
@@ -55,6 +49,7 @@ struct Base {
 #[must_use = "nothing is held until it is finished"]
 pub struct PendingBackup {
     copy: PendingCopy,
+    beginning: Beginning,
     live: Volume,
     refreshes: Option<u64>,
     region: InstantRecord,
@@ -68,14 +63,17 @@ impl PendingBackup {
 
     /// As [`PendingCopy::finish_all`].
     pub fn finish(self) -> Result<Backup> {
-        let Self { copy, live, refreshes, region } = self;
+        let Self { copy, beginning, live, refreshes, region } = self;
         let container = copy.container().clone();
         let info = copy.finish()?;
         let shared = &container.shared;
         let instant = Volume::new(shared.clone(), shared.lock().volumes[&info.id].clone());
         let contents = shared.lock().contents_below(info.id);
-        let (end, base) = (Mutex::new(None), Mutex::new(None));
-        Ok(Backup { container, source: live, refreshes, instant, contents, region, end, base })
+        let holding = Arc::new(Holding::new(info.id, region.region));
+        shared.lock().holdings.add(Arc::clone(&holding));
+        drop(beginning);
+        let base = Mutex::new(None);
+        Ok(Backup { container, source: live, refreshes, instant, contents, region, holding, base })
     }
 }
 
@@ -86,8 +84,6 @@ pub struct BackupUse {
     pub kept_bytes: u64,
     /// The cache region that it draws on.
     pub cache: Option<CacheInfo>,
-    /// The container cannot grow, hardly anything is free, and the backup keeps something (BAK-24).
-    pub starves_guests: bool,
 }
 
 impl State {
@@ -109,50 +105,6 @@ impl State {
 }
 
 impl Container {
-    /// Slabs that are kept only for this instant, at most (BAK-20): as many as layers newer than it have, but not more than
-    /// it has itself; where its source no longer stands on it, those that nobody else uses; 0 once it has been released.
-    /// The engine lock is held for a few layers at a time.
-    pub(super) fn kept_slabs(&self, instant: VolumeId) -> u64 {
-        let (frozen, head) = {
-            let state = self.shared.lock();
-            let Some(frozen) = state.volumes.get(&instant).and_then(|core| core.head().parent()) else {
-                return 0;
-            };
-            let source = state.volume_record(instant).origin.as_ref().map(|origin| origin.volume);
-            (frozen, source.and_then(|source| state.volumes.get(&source)).map(|source| source.head()))
-        };
-        let (mut newer, mut stands_on_it) = (0, false);
-        self.walk(head, |state, layer| {
-            stands_on_it = layer.id == frozen.id;
-            newer += if stands_on_it { 0 } else { state.slabs_of(layer.id) };
-            !stands_on_it
-        });
-        let mut kept = 0;
-        self.walk(Some(frozen), |state, layer| {
-            let goes_on = if stands_on_it { kept < newer } else { state.child_count(layer.id) <= 1 };
-            kept += if goes_on { state.slabs_of(layer.id) } else { 0 };
-            goes_on
-        });
-        if stands_on_it { kept.min(newer) } else { kept }
-    }
-
-    /// Shows the layers from `first` down to `visit`, a few under each hold of the engine lock, until it answers false.
-    fn walk(&self, first: Option<Arc<Layer>>, mut visit: impl FnMut(&State, &Layer) -> bool) {
-        let mut next = first;
-        while next.is_some() {
-            let state = self.shared.lock();
-            for _ in 0..LAYERS_PER_HOLD {
-                let Some(layer) = next.take() else { return };
-                if !visit(&state, &layer) {
-                    return;
-                }
-                next = layer.parent();
-            }
-        }
-    }
-}
-
-impl Container {
     /// Begins a backup of volume `source`: fixes the instant (BAK-1), which draws on the cache region `cache` if there is
     /// one. Costs what a snapshot costs.
     ///
@@ -168,9 +120,10 @@ impl Container {
     pub fn start_backup(&self, source: &str, cache: Option<&str>) -> Result<PendingBackup> {
         self.shared.check_open()?;
         let region = InstantRecord { region: cache.map(|name| self.region_with_room(name)).transpose()? };
+        let beginning = Beginning::new(self);
         let copy = self.begin_instant(source, region)?;
         let live = self.volume(source)?;
-        Ok(PendingBackup { refreshes: live.refreshes(), copy, live, region })
+        Ok(PendingBackup { refreshes: live.refreshes(), copy, beginning, live, region })
     }
 
     /// What volume `name` holds now; an id that no others will ever have if it was written since its last point-in-time
@@ -201,16 +154,6 @@ impl Container {
         self.shared.lock().instants.iter().copied().collect()
     }
 
-    /// Lets go of an instant, if it is still there.
-    fn release_instant(&self, id: VolumeId) -> Result<()> {
-        let _control = super::lock(&self.shared.control);
-        self.shared.check_open()?;
-        if !self.shared.lock().instants.contains(&id) {
-            return Ok(());
-        }
-        self.delete_found(|_| Ok(id))
-    }
-
     /// Lets go of what backups held that had not ended when the container was closed, or its holder killed (BAK-3).
     pub(super) fn release_instants(&self) -> Result<()> {
         for id in self.instants() {
@@ -218,9 +161,15 @@ impl Container {
             log::warn!(
                 "a backup of volume '{source}' had not ended when the container was last in use: it is given up"
             );
-            match self.release_instant(id) {
-                // Merges make it possible, and the next opening tries again.
-                Err(error @ Error::TooManyLayers { .. }) => log::warn!("what it held is not released yet: {error}"),
+            let holding = Arc::new(Holding::new(id, None));
+            holding.set_over();
+            let _control = super::lock(&self.shared.control);
+            match self.release_holding(&holding) {
+                Err(error @ Error::TooManyLayers { .. }) => {
+                    log::warn!("what it held is not released yet: {error}");
+                    // Merges make it possible.
+                    self.shared.lock().holdings.add(holding);
+                }
                 result => result?,
             }
         }
@@ -271,15 +220,16 @@ impl Backup {
     pub fn start_end(&self) -> Result<PendingCopy> {
         self.container.shared.check_open()?;
         self.check_source()?;
+        if self.ended().is_some() {
+            return Err(Error::VolumeGone { name: self.source.name() });
+        }
         self.container.begin_instant(&self.source.name(), self.region)
     }
 
     /// The second half.
     #[doc(hidden)]
     pub fn finish_end(&self, copy: PendingCopy) -> Result<()> {
-        let id = copy.finish()?.id;
-        let before = super::lock(&self.end).replace(id);
-        debug_assert_eq!(before, None, "the live volume is read through once");
+        self.holding.set_end(copy.finish()?.id);
         Ok(())
     }
 
@@ -288,8 +238,7 @@ impl Backup {
     ///
     /// Errors: as [`Container::diff`]; [`Error::VolumeGone`] before [`Backup::end_bulk`].
     pub fn written(&self, start: u64, listing: Listing) -> Result<DiffStep> {
-        let end = *super::lock(&self.end);
-        let end = end.ok_or_else(|| Error::VolumeGone { name: self.source.name() })?;
+        let end = self.holding.end().ok_or_else(|| Error::VolumeGone { name: self.source.name() })?;
         // What was written and is zeros again may have been read as it was in between.
         self.diff([end, self.id()], start, listing, Zeros::ByLayer)
     }
@@ -342,34 +291,31 @@ impl Backup {
         self.container.diff_found(find, start, listing, zeros, &AtomicBool::new(false))
     }
 
-    /// What holding it costs now; `None` once it has been released. Cheap.
+    /// What holding it costs now; `None` once its instant has been released. Walks its chain.
     pub fn cost(&self) -> Option<BackupUse> {
-        let kept_slabs = self.container.kept_slabs(self.id());
+        let kept_bytes = self.container.kept_slabs(&self.holding.instants()) * SLAB_LEN;
         let cache = self.region.region.and_then(|region| self.container.cache_of(region));
-        let state = self.container.shared.lock();
-        let free = state.alloc.free_count() + state.alloc.limbo_count();
-        let starves_guests = state.space.failure.is_some() && free < FREE_SLABS_KEPT && kept_slabs > 0;
-        let is_held = state.instants.contains(&self.id());
-        is_held.then_some(BackupUse { kept_bytes: kept_slabs * SLAB_LEN, cache, starves_guests })
+        let is_held = self.container.shared.lock().instants.contains(&self.id());
+        is_held.then_some(BackupUse { kept_bytes, cache })
     }
 
-    /// Lets a full cache region grow, if it may (BAK-23). True if there is room then.
-    pub fn grow_cache(&self) -> Result<bool> {
-        let Some(cache) = self.cost().and_then(|cost| cost.cache) else {
-            return Ok(true);
-        };
-        if !cache.is_full() {
-            return Ok(true);
-        }
-        self.container.grow_cache(&cache.name)
+    /// Why background work has ended it for the guests' sake, if it has: [`Error::CacheFull`] or [`Error::BackupEnded`]. Its
+    /// instants are gone then, or about to go.
+    pub fn ended(&self) -> Option<&Error> {
+        self.holding.ended()
     }
 
-    /// Ends it: what only it kept is freed in the background. Nothing happens if that was done before.
+    /// Its region as it was when background work first found that at its high-water mark (BAK-22).
+    pub fn high_water(&self) -> Option<&CacheInfo> {
+        self.holding.high_water()
+    }
+
+    /// Ends it: what only it kept is freed in the background. Nothing happens if that was done before; what fails is tried
+    /// again by background work.
     pub fn release(&self) -> Result<()> {
-        let end = super::lock(&self.end).take();
-        for id in end.into_iter().chain([self.id()]) {
-            self.container.release_instant(id)?;
-        }
-        Ok(())
+        self.holding.set_over();
+        let _control = super::lock(&self.container.shared.control);
+        self.container.shared.check_open()?;
+        self.container.release_holding(&self.holding)
     }
 }

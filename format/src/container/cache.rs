@@ -1,7 +1,7 @@
 //! Cache regions: named budgets of the space that backups keep (BAK-20 to BAK-25).
 //!
 //! Invariant: what a region's backups use is not stored but computed from the catalog and the slabs of layers, so that it
-//! is true after any crash. Does not: hold data, or end backups: who carries a backup on asks and does (BAK-21).
+//! is true after any crash. Does not: hold data, or end backups (`holdings`).
 
 use serde::Serialize;
 
@@ -92,9 +92,9 @@ impl State {
 }
 
 impl Container {
-    /// The region of that name, for a new backup.
+    /// The region of that name, for a new backup. The caller holds `control`.
     pub(super) fn region_with_room(&self, name: &str) -> Result<RegionId> {
-        let info = self.cache(name)?;
+        let info = self.grow_cache(self.cache(name)?)?;
         match info.is_full() {
             true => Err(Error::CacheFull { name: name.to_owned(), limit: info.limit_bytes, used: info.used_bytes }),
             false => Ok(info.id),
@@ -119,7 +119,7 @@ impl Container {
             id: record.id,
             name: record.name.clone(),
             limit_bytes: record.limit,
-            used_bytes: drawing.iter().map(|&id| self.kept_slabs(id)).sum::<u64>() * SLAB_LEN,
+            used_bytes: self.kept_slabs(&drawing) * SLAB_LEN,
             high_water_percent: record.high_water,
             growth_bytes: record.growth,
             most_bytes: record.most,
@@ -177,6 +177,11 @@ impl Container {
     pub fn resize_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
         let _control = super::lock(&self.shared.control);
         self.shared.check_open()?;
+        self.change_cache(name, options)
+    }
+
+    /// The caller holds `control`.
+    fn change_cache(&self, name: &str, options: CacheOptions) -> Result<CacheInfo> {
         let mut changed = None;
         {
             let mut state = self.lock_for(|state| {
@@ -191,20 +196,21 @@ impl Container {
         self.cache(name)
     }
 
-    /// Raises a full region's limit by as many steps as it takes, as far as it may grow (BAK-23); true if there is room then.
-    pub(super) fn grow_cache(&self, name: &str) -> Result<bool> {
-        let found = self.cache(name)?;
-        let lack = found.used_bytes.saturating_sub(found.limit_bytes);
-        if lack == 0 {
-            return Ok(true);
+    /// Raises a full region's limit by as many steps as it takes, as far as it may grow (BAK-23); returns the region as it is
+    /// then, full only if it may not grow any more. The caller holds `control`, so that no order of before is undone.
+    pub(super) fn grow_cache(&self, mut found: CacheInfo) -> Result<CacheInfo> {
+        loop {
+            let lack = found.used_bytes.saturating_sub(found.limit_bytes);
+            let steps = if found.growth_bytes == 0 { 0 } else { lack.div_ceil(found.growth_bytes) };
+            let grown =
+                found.limit_bytes.saturating_add(steps.saturating_mul(found.growth_bytes)).min(found.most_bytes);
+            if grown <= found.limit_bytes {
+                return Ok(found);
+            }
+            // Guests may have taken all of that meanwhile.
+            found =
+                self.change_cache(&found.name, CacheOptions { limit_bytes: Some(grown), ..CacheOptions::default() })?;
         }
-        let steps = if found.growth_bytes == 0 { 0 } else { lack.div_ceil(found.growth_bytes) };
-        let grown = found.limit_bytes.saturating_add(steps.saturating_mul(found.growth_bytes)).min(found.most_bytes);
-        if grown <= found.limit_bytes {
-            return Ok(false);
-        }
-        let options = CacheOptions { limit_bytes: Some(grown), ..CacheOptions::default() };
-        self.resize_cache(name, options).map(|resized| !resized.is_full())
     }
 
     /// Deletes a cache region that no backup draws on.

@@ -100,7 +100,8 @@ impl Container {
                 Next::Nothing => return Ok(Found::Nothing),
             },
         };
-        let gets_more = background.merge.as_ref().is_some_and(|merge| merge.child() == hiding.parent.id);
+        let mut merges = background.merge.iter().chain(&background.starved_merges);
+        let gets_more = merges.any(|merge| merge.child() == hiding.parent.id);
         match self.hiding_step(&mut hiding, gets_more) {
             Ok(Step::More) => background.hiding = Some(hiding),
             Ok(Step::Wait) => {

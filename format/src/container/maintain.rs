@@ -45,6 +45,8 @@ pub enum Maintained {
 pub(super) struct Background {
     reclaim: Option<Reclaim>,
     pub(super) merge: Option<MergeJob>,
+    /// Merges that lacked a slab: they go on when one is free, and hold up no other.
+    pub(super) starved_merges: Vec<MergeJob>,
     pub(super) hiding: Option<Hiding>,
     /// Layers that could not be merged, or looked through, because something in them is damaged; not tried again.
     pub(super) unmergeable: HashSet<LayerId>,
@@ -95,6 +97,9 @@ impl Container {
     /// Errors: [`crate::Error::Failed`] once the container has failed.
     pub fn maintain(&self) -> Result<Maintained> {
         self.shared.check_open()?;
+        if self.tend_backups()? {
+            return Ok(Maintained::Worked);
+        }
         let mut background = super::lock(&self.shared.homes);
         let due = self.due(&mut background);
         if due.growth {
@@ -170,7 +175,7 @@ impl Container {
         if wanted && is_last && !state.space.giving_up && state.relations.may_have_donor {
             state.space.giving_up = state.give_up_donor();
         }
-        if wanted && short && growth_failed {
+        if wanted && short && growth_failed && !state.holdings.is_asked() {
             // Those who wait are told what stands in the way.
             state.wake_all();
         }

@@ -4,7 +4,6 @@
 //! until it is unlinked. A slab changes owner in one batch with both entries. Only frozen, sealed layers are merged.
 //! Does not: merge into heads (what they hide is freed: see [`super::hidden_steps`]), or copy a block that the child hides.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -77,7 +76,11 @@ impl Container {
     pub(super) fn merge(&self, background: &mut Background) -> Result<bool> {
         if background.merge.is_none() {
             let mut state = self.shared.lock();
-            background.merge = find_candidate(&mut state, &background.unmergeable);
+            let starved = if state.alloc.free_count() > 0 { background.starved_merges.pop() } else { None };
+            background.merge = starved.or_else(|| {
+                let waits = |parent| background.starved_merges.iter().any(|job| job.parent.id == parent);
+                find_candidate(&mut state, |parent| !background.unmergeable.contains(&parent) && !waits(parent))
+            });
         }
         let Some(job) = &mut background.merge else {
             return Ok(false);
@@ -89,7 +92,7 @@ impl Container {
                 self.shared.lock().look_again_over(job.child.id);
                 background.merge = None;
             }
-            Ok(Outcome::Blocked) => return Ok(false),
+            Ok(Outcome::Blocked) => background.starved_merges.extend(background.merge.take()),
             Err(failed @ Error::Failed { .. }) => return Err(failed),
             Err(error) => {
                 // One bad page must stop neither other merges nor whoever does background work.
@@ -228,6 +231,7 @@ impl Shared {
             record.parent = grandparent;
             record.parent_limit = limit;
         });
+        state.note_zeroed(child.id, state.zeroed_in(parent.id));
         state.update_layer(parent.id, |record| {
             record.kind = LayerKind::Doomed;
             record.parent = None;
@@ -262,8 +266,8 @@ pub(super) fn is_frozen(state: &State, layer: &Layer) -> bool {
     layer.is_drained() && !state.is_being_filled(layer.id) && state.is_frozen_kind(layer.id)
 }
 
-/// A frozen layer whose only user is one frozen child.
-fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<MergeJob> {
+/// A frozen layer whose only user is one frozen child, among those that may be tried.
+fn find_candidate(state: &mut State, may_be_tried: impl Fn(LayerId) -> bool) -> Option<MergeJob> {
     if !state.merge_possible {
         return None;
     }
@@ -275,7 +279,7 @@ fn find_candidate(state: &mut State, unmergeable: &HashSet<LayerId>) -> Option<M
     let found = pairs.into_iter().find_map(|(child, parent)| {
         let child = state.layers.get(&child)?;
         let parent = state.layers.get(&parent)?;
-        (!unmergeable.contains(&parent.id)
+        (may_be_tried(parent.id)
             && state.child_count(parent.id) == 1
             && takes_blocks(child)
             && may_take(state, child)

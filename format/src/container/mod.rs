@@ -19,6 +19,7 @@ pub(crate) mod flush;
 pub(crate) mod hidden;
 mod hidden_steps;
 mod hold;
+mod holdings;
 mod hydrate;
 mod info;
 mod maintain;

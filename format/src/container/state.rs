@@ -15,6 +15,7 @@ use crate::alloc::{Allocator, Held};
 use crate::container::fill::Fill;
 use crate::container::hidden::Hidden;
 use crate::container::hold::Hold;
+use crate::container::holdings::Holdings;
 use crate::container::relations::Relations;
 use crate::container::ring::Ring;
 use crate::container::seal::{Seal, Tagging};
@@ -26,7 +27,7 @@ use crate::layout::slot::{
     ContainerRecord, LayerKind, LayerRecord, PER_PAGE, PER_SLAB, RegionRecord, Slot, VolumeRecord,
 };
 use crate::layout::superblock::Superblock;
-use crate::units::{BlockMask, ChunkNo, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
+use crate::units::{BlockMask, ChunkNo, ENTRIES_PER_TABLE, LayerId, SLABS_PER_GROUP, SlabNo, SlotNo, VolumeId};
 use crate::volume::VolumeCore;
 
 /// Table pages kept in memory unless told otherwise: 256 MiB, which describe 2 TiB.
@@ -125,6 +126,8 @@ pub(crate) struct State {
     pub(crate) names: BTreeMap<String, VolumeId>,
     /// Backups' instants.
     pub(crate) instants: BTreeSet<VolumeId>,
+    /// Those of backups under way, and why they had to end.
+    pub(crate) holdings: Holdings,
     /// Cache regions by name.
     pub(crate) regions: BTreeMap<String, SlotNo>,
     /// The volume of each head.
@@ -136,6 +139,8 @@ pub(crate) struct State {
     pub(crate) alloc: Allocator,
     /// Slabs that each layer owns, tables included.
     layer_slabs: HashMap<LayerId, u64>,
+    /// Chunks that were made zeros in each layer made since the container was opened, at most.
+    zeroed: HashMap<LayerId, u64>,
     pub(crate) dirty: Dirty,
     /// Slabs that show nothing any more but are kept for first writes under way: readers of before may know them.
     was_shown: HashSet<SlabNo>,
@@ -199,6 +204,7 @@ impl State {
             layer_slots: HashMap::new(),
             names: BTreeMap::new(),
             instants: BTreeSet::new(),
+            holdings: Holdings::default(),
             regions: BTreeMap::new(),
             heads: HashMap::new(),
             volumes: opened.volumes,
@@ -206,6 +212,7 @@ impl State {
             children: HashMap::new(),
             alloc: opened.alloc,
             layer_slabs: HashMap::new(),
+            zeroed: HashMap::new(),
             dirty: Dirty::default(),
             was_shown: HashSet::new(),
             claimed: 0,
@@ -449,12 +456,14 @@ impl State {
         self.merge_possible = true;
         self.hidden.tree_has_changed();
         self.space.chances += 1;
+        self.holdings.changed();
     }
 
     pub(crate) fn add_layer(&mut self, record: LayerRecord, layer: Arc<Layer>) {
         self.tree_has_changed();
         let slot = self.free_slot();
         self.layer_slots.insert(record.id, slot);
+        self.zeroed.insert(record.id, 0);
         self.layers.insert(record.id, layer);
         if let Some(parent) = record.parent {
             self.children.entry(parent).or_default().insert(record.id);
@@ -466,6 +475,7 @@ impl State {
     pub(crate) fn remove_layer(&mut self, id: LayerId) {
         self.layers.remove(&id);
         self.layer_slabs.remove(&id);
+        self.zeroed.remove(&id);
         self.children.remove(&id);
         self.doomed.remove(&id);
         self.fills.remove(&id);
@@ -565,6 +575,19 @@ impl State {
         self.layer_slabs.get(&layer).copied().unwrap_or(0)
     }
 
+    /// Chunks of `layer` that were made zeros, at most; not known of layers of before the container was opened.
+    pub(crate) fn zeroed_in(&self, layer: LayerId) -> u64 {
+        self.zeroed.get(&layer).copied().unwrap_or(u64::MAX)
+    }
+
+    /// Some chunks of `layer` become zeros.
+    pub(crate) fn note_zeroed(&mut self, layer: LayerId, chunks: u64) {
+        if let Some(count) = self.zeroed.get_mut(&layer) {
+            *count = count.saturating_add(chunks);
+        }
+        self.holdings.changed();
+    }
+
     pub(crate) fn describe(&mut self, slab: SlabNo, descriptor: Descriptor) {
         let before = self.alloc.descriptor(slab).and_then(Descriptor::layer);
         if let Some(count) = before.and_then(|layer| self.layer_slabs.get_mut(&layer)) {
@@ -572,6 +595,7 @@ impl State {
         }
         if let Some(layer) = descriptor.layer() {
             *self.layer_slabs.entry(layer).or_default() += 1;
+            self.holdings.changed();
         }
         self.alloc.describe(slab, descriptor);
         self.dirty.descriptors.insert(slab);
@@ -697,6 +721,7 @@ impl State {
             let pages = table.initialised.load(Ordering::Acquire);
             self.describe(table.slab, Descriptor::Table { layer: layer.id, index, pages, zero: true });
             self.note_gain_of_table(layer, index);
+            self.note_zeroed(layer.id, ENTRIES_PER_TABLE);
         }
         Some(table)
     }
@@ -822,6 +847,9 @@ impl State {
     /// Makes the blocks `mask` read as zeros; none of them may be pending.
     pub(crate) fn zero(&mut self, layer: &Layer, chunk: ChunkNo, entry: &Entry, mask: BlockMask) {
         debug_assert_eq!(entry.pending() & mask, 0);
+        if entry.view().z == 0 {
+            self.note_zeroed(layer.id, 1);
+        }
         entry.set_zero(mask);
         self.settle(layer, chunk, entry);
         self.note_entry(layer, chunk, entry);

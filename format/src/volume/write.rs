@@ -377,9 +377,9 @@ impl WriteTicket {
     }
 }
 
-/// No slab is free: waits for the file to grow, or fails if it cannot.
+/// No slab is free: waits for the file to grow, and for backups to be ended (BAK-24), or fails if nothing is left to come.
 pub(super) fn out_of_space(state: &mut State, waker: &Waker) -> NotReady {
-    if state.is_full() {
+    if state.is_full() && !state.holdings.are_in_the_way() {
         return NotReady::Failed(state.no_space());
     }
     state.register(waker);

@@ -97,8 +97,7 @@ impl Work {
         if bulk.len() as u64 == size {
             self.apply_original_images(&backup, &mut bulk);
         }
-        let cost = backup.cost().unwrap();
-        assert!(cost.cache.unwrap().used_bytes >= cost.kept_bytes);
+        assert!(backup.ended().is_none() && backup.cost().is_some_and(|cost| cost.cache.is_some()));
         self.blocking(|_| backup.release().unwrap());
         assert_eq!(backup.cost(), None);
         self.lock().coverage.backups_ended += 1;
