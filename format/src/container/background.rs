@@ -40,7 +40,7 @@ impl Container {
             let total_bytes = total * SLAB_LEN;
             BackgroundWork { kind, passed_bytes: (passed * SLAB_LEN).min(total_bytes), total_bytes }
         };
-        let hiding = || background.hiding.as_ref().map(Hiding::chunks);
+        let hiding = || background.hidings.front().map(Hiding::chunks);
         let reclaim = background.reclaim_progress().or_else(hiding).map(|slabs| work(BackgroundKind::Reclaim, slabs));
         let merge = background.merge.as_ref().map(|job| work(BackgroundKind::Merge(job.parent()), job.chunks()));
         *super::lock(&self.shared.background) = reclaim.into_iter().chain(merge).collect();

@@ -18,14 +18,22 @@ use crate::units::{BlockMask, ChunkNo, ENTRIES_PER_PAGE, LayerId, PAGES_PER_SLAB
 
 /// Catalog slots looked at per hold of the engine lock.
 const SLOTS_PER_HOLD: usize = 1024;
+/// Heads that have come to hide more, looked at per hold.
+const HEADS_PER_HOLD: usize = 64;
+/// Pages of a layer that are looked at again at once.
+const PAGES_AT_ONCE: usize = 4096;
 
 /// What is known of heads that hide what is below them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hidden {
     /// Heads whose parents have been, or are being, looked through.
     watches: HashMap<LayerId, Watch>,
     /// Heads that have come to hide more.
     due: BTreeSet<LayerId>,
+    /// The one of them that had its turn last.
+    last: LayerId,
+    /// It is the turn of those that nobody has looked through.
+    is_turn_of_others: bool,
     /// The tree of layers has changed since a look at all heads began.
     has_changed: bool,
     /// The slot at which the look at all heads goes on.
@@ -46,7 +54,16 @@ struct Watch {
 
 impl Hidden {
     pub(crate) fn new() -> Self {
-        Self { has_changed: true, ..Self::default() }
+        Self {
+            watches: HashMap::new(),
+            due: BTreeSet::new(),
+            last: LayerId(0),
+            is_turn_of_others: false,
+            has_changed: true,
+            next_slot: None,
+            has_met_writes: false,
+            awaited: HashMap::new(),
+        }
     }
 
     pub(crate) fn tree_has_changed(&mut self) {
@@ -105,11 +122,13 @@ pub(super) fn blocks_of(layer: &Layer, chunk: ChunkNo) -> std::result::Result<Bl
 pub(super) fn look(parent: &Layer, head: &Layer, chunk: ChunkNo) -> std::result::Result<Chunk, PageLoad> {
     let hides = blocks_of(head, chunk)? | !head.link().mask(chunk);
     let (has, has_data) = match parent.lookup(chunk) {
+        InLayer::Absent => (0, false),
+        InLayer::AllZero => (!0, false),
         InLayer::Entry(entry) => {
             let view = entry.view();
             (view.d | view.z, view.d != 0)
         }
-        _ => (blocks_of(parent, chunk)?, false),
+        InLayer::NeedPage(load) => return Err(load),
     };
     Ok(match has & !hides {
         _ if has == 0 => Chunk::Empty,
@@ -127,6 +146,19 @@ pub(super) enum Next {
     /// Writes of before a freeze have to end first.
     Wait,
     Nothing,
+}
+
+impl Next {
+    /// What comes next if this is nothing to do at once.
+    fn or_else(self, other: impl FnOnce() -> Self) -> Self {
+        match self {
+            Next::Hiding(_) | Next::More => self,
+            Next::Wait | Next::Nothing => match other() {
+                Next::Nothing => self,
+                next => next,
+            },
+        }
+    }
 }
 
 impl State {
@@ -155,10 +187,10 @@ impl State {
             && is_frozen(self, &hiding.parent)
     }
 
-    /// Something has come into a layer: the head above it, if it is alone there, may hide that.
+    /// Something has come into a layer: a head above it may hide that, once it is alone there.
     pub(super) fn look_again_over(&mut self, layer: LayerId) {
-        if let Some(above) = self.only_child(layer) {
-            self.hidden.forget(above);
+        for above in self.children.get(&layer).into_iter().flatten() {
+            self.hidden.forget(*above);
         }
         self.tree_has_changed();
     }
@@ -167,7 +199,14 @@ impl State {
     /// is to be freed (LAY-72).
     pub(super) fn note_gain(&mut self, layer: &Layer, chunk: ChunkNo) {
         let Some(watch) = self.hidden.watches.get_mut(&layer.id) else { return };
-        if matches!(look(&watch.parent, layer, chunk), Ok(Chunk::HidesData(_)) | Err(_)) {
+        let slabs = self.layer_slabs.get(&watch.parent.id).copied().unwrap_or(0);
+        let is_of_use = match look(&watch.parent, layer, chunk) {
+            Ok(Chunk::HidesData(_)) | Err(_) => true,
+            // Perhaps nothing of a layer without data shows any more.
+            Ok(Chunk::HidesZeros) => slabs == watch.parent.table_count(),
+            Ok(Chunk::Empty | Chunk::Shows) => false,
+        };
+        if is_of_use {
             watch.pages.insert(chunk.0 / ENTRIES_PER_PAGE as u32);
             self.hidden.due.insert(layer.id);
             self.space.chances += 1;
@@ -184,19 +223,45 @@ impl State {
         self.space.chances += 1;
     }
 
-    /// The next layer to look through: one of which more has come to be hidden, or one that nobody has looked through.
-    pub(super) fn next_hiding(&mut self, damaged: &HashSet<LayerId>) -> Next {
-        while let Some(head) = self.hidden.due.pop_first() {
-            let Some(watch) = self.hidden.watches.get_mut(&head) else { continue };
-            let pages: Vec<u32> = std::mem::take(&mut watch.pages).into_iter().collect();
-            let parent = watch.parent.clone();
-            let count = pages.len();
-            match self.layers.get(&head).filter(|head| self.stands_alone(&parent, head)) {
-                Some(head) => return Next::Hiding(Hiding::new(parent, head.clone(), Pages::Some(pages, count))),
-                // If that changes, all of it is looked through again.
-                None => self.hidden.forget(head),
-            }
+    /// The next layer to look through: by turns one of which more has come to be hidden, and one that nobody has looked
+    /// through. None below a head that is `busy`.
+    pub(super) fn next_hiding(&mut self, damaged: &HashSet<LayerId>, busy: impl Fn(LayerId) -> bool) -> Next {
+        self.hidden.is_turn_of_others ^= true;
+        if self.hidden.is_turn_of_others {
+            self.next_of_others(damaged).or_else(|| self.next_due(busy))
+        } else {
+            self.next_due(busy).or_else(|| self.next_of_others(damaged))
         }
+    }
+
+    /// The next head that has come to hide more: each has its turn.
+    fn next_due(&mut self, busy: impl Fn(LayerId) -> bool) -> Next {
+        for _ in 0..HEADS_PER_HOLD {
+            let after = self.hidden.due.range(LayerId(self.hidden.last.0 + 1)..);
+            let Some(head) = after.chain(&self.hidden.due).copied().find(|head| !busy(*head)) else {
+                return Next::Nothing;
+            };
+            self.hidden.last = head;
+            self.hidden.due.remove(&head);
+            let Some(watch) = self.hidden.watches.get_mut(&head) else { continue };
+            let rest = watch.pages.iter().nth(PAGES_AT_ONCE).copied().map(|first| watch.pages.split_off(&first));
+            let pages = std::mem::replace(&mut watch.pages, rest.unwrap_or_default());
+            let (parent, is_more) = (watch.parent.clone(), !watch.pages.is_empty());
+            if let Some(layer) = self.layers.get(&head).filter(|head| self.stands_alone(&parent, head)).cloned() {
+                if is_more {
+                    self.hidden.due.insert(head);
+                }
+                let count = pages.len();
+                return Next::Hiding(Hiding::new(parent, layer, Pages::Some(pages.into_iter().collect(), count)));
+            }
+            // If that changes, all of it is looked through again.
+            self.hidden.forget(head);
+        }
+        Next::More
+    }
+
+    /// The next head, of all, below which nobody has looked.
+    fn next_of_others(&mut self, damaged: &HashSet<LayerId>) -> Next {
         if self.hidden.next_slot.is_none() && std::mem::take(&mut self.hidden.has_changed) {
             (self.hidden.next_slot, self.hidden.has_met_writes) = (Some(0), false);
         }
@@ -213,7 +278,13 @@ impl State {
             let head = record.id;
             let watched = self.hidden.watches.get(&head).is_some_and(|watch| watch.parent.id == parent);
             let Some((parent, head)) = self.layers.get(&parent).zip(self.layers.get(&head)) else { continue };
-            if watched || damaged.contains(&parent.id) || !self.stands_alone(parent, head) {
+            if !self.stands_alone(parent, head) {
+                // While it is not, nobody sees to it that all that comes to be hidden is noted.
+                let head = head.id;
+                self.hidden.forget(head);
+                continue;
+            }
+            if watched || damaged.contains(&parent.id) {
                 continue;
             }
             if !is_frozen(self, parent) {

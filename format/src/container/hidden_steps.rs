@@ -19,6 +19,8 @@ use crate::units::{BlockMask, ChunkNo, ENTRIES_PER_PAGE, PAGES_PER_SLAB, SLAB_LE
 const PAGES_PER_STEP: usize = 8;
 /// Chunks that wait together for the requests of before.
 const CHUNKS_AT_ONCE: usize = 4096;
+/// Looks that may wait at once for requests of before.
+const LOOKS_AT_ONCE: usize = 64;
 /// Chunks cleared per hold of the engine lock, and such holds per step.
 const CHUNKS_PER_HOLD: usize = 256;
 const HOLDS_PER_STEP: usize = 4;
@@ -34,6 +36,8 @@ pub(super) struct Hiding {
     period: Option<u64>,
     /// Something of the parent shows.
     shows: bool,
+    /// The parent has no data: only whether something of it shows is of interest.
+    is_for_unlinking: bool,
 }
 
 /// Pages of the parent to look at.
@@ -47,7 +51,7 @@ pub(super) enum Pages {
 
 impl Hiding {
     pub(super) fn new(parent: Arc<Layer>, head: Arc<Layer>, pages: Pages) -> Self {
-        Self { parent, head, pages, found: Vec::new(), period: None, shows: false }
+        Self { parent, head, pages, found: Vec::new(), period: None, shows: false, is_for_unlinking: false }
     }
 
     /// Chunks that have been passed, and chunks to pass.
@@ -89,23 +93,37 @@ enum Step {
 }
 
 impl Container {
-    /// Does one step of freeing what heads hide (LAY-72).
+    /// Does one step of freeing what heads hide (LAY-72). Looks that wait keep no other head waiting.
     pub(super) fn free_hidden(&self, background: &mut Background) -> Result<Found> {
-        let mut hiding = match background.hiding.take() {
-            Some(hiding) => hiding,
-            None => match self.shared.lock().next_hiding(&background.unmergeable) {
-                Next::Hiding(hiding) => hiding,
-                Next::More => return Ok(Found::Work),
-                Next::Wait => return Ok(Found::Wait),
-                Next::Nothing => return Ok(Found::Nothing),
-            },
+        for _ in 0..background.hidings.len() {
+            let Some(hiding) = background.hidings.pop_front() else { break };
+            if self.go_on_hiding(hiding, background)? == Found::Work {
+                return Ok(Found::Work);
+            }
+        }
+        let waits = |head| background.hidings.iter().any(|hiding| hiding.head.id == head);
+        let next = if background.hidings.len() < LOOKS_AT_ONCE {
+            self.shared.lock().next_hiding(&background.unmergeable, waits)
+        } else {
+            Next::Wait
         };
+        match next {
+            Next::Hiding(hiding) => self.go_on_hiding(hiding, background),
+            Next::More => Ok(Found::Work),
+            Next::Wait => Ok(Found::Wait),
+            Next::Nothing if background.hidings.is_empty() => Ok(Found::Nothing),
+            Next::Nothing => Ok(Found::Wait),
+        }
+    }
+
+    /// Does one step of a look, and keeps it if it is not over.
+    fn go_on_hiding(&self, mut hiding: Hiding, background: &mut Background) -> Result<Found> {
         let mut merges = background.merge.iter().chain(&background.starved_merges);
         let gets_more = merges.any(|merge| merge.child() == hiding.parent.id);
         match self.hiding_step(&mut hiding, gets_more) {
-            Ok(Step::More) => background.hiding = Some(hiding),
+            Ok(Step::More) => background.hidings.push_front(hiding),
             Ok(Step::Wait) => {
-                background.hiding = Some(hiding);
+                background.hidings.push_back(hiding);
                 return Ok(Found::Wait);
             }
             Ok(Step::Ended) => {}
@@ -137,6 +155,9 @@ impl Container {
     /// Looks at some pages; when enough has been found, or there are no more, begins to wait for requests of before.
     fn look_for_hidden(&self, hiding: &mut Hiding, gets_more: bool) -> Result<Step> {
         for _ in 0..PAGES_PER_STEP {
+            if hiding.is_for_unlinking && hiding.shows {
+                return Ok(Step::Ended);
+            }
             if hiding.found.len() < CHUNKS_AT_ONCE {
                 let Some(page) = hiding.next_page() else { return Ok(self.all_is_looked_at(hiding, gets_more)) };
                 if !self.look_at_page(hiding, page)? {
@@ -170,9 +191,8 @@ impl Container {
             let Some(hides) = self.loaded(hiding, || hides_some(chunk))? else { return Ok(false) };
             hides_any |= hides;
         }
-        if !hides_any {
-            // The parent's page need not be looked at.
-            hiding.shows = true;
+        // Otherwise the parent's page need only be looked at for whether anything of it shows.
+        if !hides_any && (hiding.shows || matches!(hiding.pages, Pages::Some(..))) {
             return Ok(true);
         }
         for chunk in (first.0..chunks).map(ChunkNo) {
@@ -220,7 +240,7 @@ impl Container {
         }
         // Of a layer without data perhaps nothing shows at all.
         if !is_all && state.slabs_of(hiding.parent.id) == hiding.parent.table_count() {
-            (hiding.pages, hiding.shows) = (Pages::From(0), false);
+            (hiding.pages, hiding.shows, hiding.is_for_unlinking) = (Pages::From(0), false, true);
             return Step::More;
         }
         Step::Ended

@@ -3,7 +3,7 @@
 //! Invariant: whatever is left undone by a crash is found again from the catalog (doomed layers) or does not matter.
 //! Does not: own a thread; the daemon and the tools call [`Container::maintain`].
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use super::Container;
@@ -47,7 +47,10 @@ pub(super) struct Background {
     pub(super) merge: Option<MergeJob>,
     /// Merges that lacked a slab: they go on when one is free, and hold up no other.
     pub(super) starved_merges: Vec<MergeJob>,
-    pub(super) hiding: Option<Hiding>,
+    /// Looks for what heads hide; those that wait for requests of before are the last.
+    pub(super) hidings: VecDeque<Hiding>,
+    /// The last step was one of these: merges have their turn.
+    has_hidden: bool,
     /// Layers that could not be merged, or looked through, because something in them is damaged; not tried again.
     pub(super) unmergeable: HashSet<LayerId>,
     last_commit: Option<Instant>,
@@ -118,6 +121,7 @@ impl Container {
         }
         let found = self.free_some(&mut background);
         self.show(&background);
+        self.shared.set_waits(!background.hidings.is_empty());
         Ok(match found? {
             Found::Work => Maintained::Worked,
             Found::Nothing if self.is_there_a_chance_since(due.chances) => Maintained::Worked,
@@ -130,7 +134,11 @@ impl Container {
         if self.release() || self.reclaim(background) {
             return Ok(Found::Work);
         }
+        if std::mem::take(&mut background.has_hidden) && self.merge(background)? {
+            return Ok(Found::Work);
+        }
         let hidden = self.free_hidden(background)?;
+        background.has_hidden = hidden == Found::Work;
         Ok(if hidden != Found::Work && self.merge(background)? { Found::Work } else { hidden })
     }
 

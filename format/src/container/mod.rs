@@ -154,7 +154,12 @@ impl Signal {
 struct Work {
     urgent: Mutex<bool>,
     called: Condvar,
+    /// What was found to free waits for requests under way, whose end calls nobody.
+    waits: AtomicBool,
 }
+
+/// Longest sleep while that is so.
+const SHORT_SLEEP: Duration = Duration::from_millis(10);
 
 /// Locks a mutex whose holder never leaves it half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -227,6 +232,11 @@ impl Shared {
         }
         self.lock().wake_all();
         self.call_for_work();
+    }
+
+    /// Notes whether what was found to free waits for requests under way.
+    fn set_waits(&self, waits: bool) {
+        self.work.waits.store(waits, Ordering::Release);
     }
 
     /// Wakes the maintenance thread.
@@ -336,8 +346,10 @@ impl Container {
         self.shared.lock().resident_pages()
     }
 
-    /// Sleeps until background work is urgent, but at most `timeout`.
+    /// Sleeps until background work is urgent, but at most `timeout`; not long while something waits for requests to end.
     pub fn wait_for_work(&self, timeout: Duration) {
+        let waits = self.shared.work.waits.load(Ordering::Acquire);
+        let timeout = if waits { timeout.min(SHORT_SLEEP) } else { timeout };
         let urgent = lock(&self.shared.work.urgent);
         let (mut urgent, _) = self
             .shared

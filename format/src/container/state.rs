@@ -138,7 +138,7 @@ pub(crate) struct State {
     pub(crate) children: HashMap<LayerId, BTreeSet<LayerId>>,
     pub(crate) alloc: Allocator,
     /// Slabs that each layer owns, tables included.
-    layer_slabs: HashMap<LayerId, u64>,
+    pub(super) layer_slabs: HashMap<LayerId, u64>,
     /// Chunks that were made zeros in each layer made since the container was opened, at most.
     zeroed: HashMap<LayerId, u64>,
     pub(crate) dirty: Dirty,
@@ -478,7 +478,10 @@ impl State {
         self.zeroed.remove(&id);
         self.children.remove(&id);
         self.doomed.remove(&id);
-        self.fills.remove(&id);
+        if self.fills.remove(&id).is_some() {
+            // What it was filled from is needed no more.
+            self.tree_has_changed();
+        }
         self.tagged.remove(&id);
         if let Some(slot) = self.layer_slots.remove(&id) {
             self.set_slot(slot, Slot::Free);

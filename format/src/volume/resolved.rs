@@ -88,9 +88,10 @@ impl Resolved {
             }
             return Ok(());
         }
-        let Some((parent, mut want)) = resolve_here(top, chunk, want, &mut piece)? else { return Ok(()) };
-        // Before anything below is looked at: what a later merge changes does not count as learnt now.
+        // Before anything is looked at: what a layer's leaving changes later, the head's own parent's too, does not count as
+        // learnt now.
         let now = Subject { head: top.id, chunk, merges: self.merges.load(Ordering::Acquire) };
+        let Some((parent, mut want)) = resolve_here(top, chunk, want, &mut piece)? else { return Ok(()) };
         let slot = self.slot(now);
         let mut learns = false;
         // Never waits: whoever finds the slot taken walks.
