@@ -384,7 +384,7 @@ fn a_killed_import_never_shows_the_name_and_can_be_repeated() {
     let output = pit.run(&import);
     assert!(output.status.success());
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(said.contains("left over from an interrupted import"), !names.is_empty(), "{said}");
+    assert_eq!(said.contains("is another import's that is under way, or was interrupted"), !names.is_empty(), "{said}");
     pit.ok(&["export", "disks.pit", "v", "out.raw"]);
     pit.identical(("raw", "in.raw"), ("raw", "out.raw"));
     assert_eq!(pit.ok(&["check", "disks.pit"]), "no errors were found\n");
