@@ -169,3 +169,39 @@ fn a_merge_that_lacks_space_keeps_no_other_from_freeing_some() {
     assert!(backup.ended().is_some());
     backup.release().unwrap();
 }
+
+// rule: LAY-74 — a merge that lacks a slab loses nothing of what another has brought into its layer meanwhile.
+#[test]
+fn merges_of_one_chain_that_lack_space_lose_nothing() {
+    let (disk, container) = full();
+    container.create_volume("a", 6 << 30).unwrap();
+    // Each layer has a table that no other has.
+    let places = [0, 2 << 30, 4 << 30].map(|at| at..at + SLAB_LEN);
+    for (number, place) in (1..).zip(&places) {
+        fill(&container, "a", place.clone(), number);
+        container.snapshot("a", &format!("a{number}")).unwrap();
+    }
+    settled(&container);
+    disk.limit(Some(container.info().file_len_bytes));
+    fill_up(&container);
+    // The upper merge comes first, and lacks a table; so does the lower one then.
+    for copy in ["a2", "a1"] {
+        container.delete_volume(copy).unwrap();
+        settled(&container);
+    }
+    assert_eq!(
+        container.layers().iter().filter(|layer| layer.kind == "frozen" && layer.size_bytes == 6 << 30).count(),
+        3
+    );
+    container.delete_volume("w").unwrap();
+    settled(&container);
+    let layers = container.layers();
+    assert_eq!(layers.iter().filter(|layer| layer.kind == "frozen" && layer.size_bytes == 6 << 30).count(), 1);
+    for name in ["a", "a3"] {
+        for (number, place) in (1..).zip(&places) {
+            let mut bytes = vec![0; SLAB_LEN as usize];
+            io(&container, name).read_at(&mut bytes, place.start).unwrap();
+            assert!(bytes == vec![number; SLAB_LEN as usize], "{name} {number}");
+        }
+    }
+}

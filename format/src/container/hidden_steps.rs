@@ -118,8 +118,7 @@ impl Container {
 
     /// Does one step of a look, and keeps it if it is not over.
     fn go_on_hiding(&self, mut hiding: Hiding, background: &mut Background) -> Result<Found> {
-        let mut merges = background.merge.iter().chain(&background.starved_merges);
-        let gets_more = merges.any(|merge| merge.child() == hiding.parent.id);
+        let gets_more = background.merge.as_ref().is_some_and(|merge| merge.child() == hiding.parent.id);
         match self.hiding_step(&mut hiding, gets_more) {
             Ok(Step::More) => background.hidings.push_front(hiding),
             Ok(Step::Wait) => {

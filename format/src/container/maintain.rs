@@ -45,8 +45,8 @@ pub enum Maintained {
 pub(super) struct Background {
     reclaim: Option<Reclaim>,
     pub(super) merge: Option<MergeJob>,
-    /// Merges that lacked a slab: they go on when one is free, and hold up no other.
-    pub(super) starved_merges: Vec<MergeJob>,
+    /// Layers whose merges into their children lacked a slab: not tried again until one is free, so that they hold up no other.
+    pub(super) starved_merges: HashSet<LayerId>,
     /// Looks for what heads hide; those that wait for requests of before are the last.
     pub(super) hidings: VecDeque<Hiding>,
     /// The last step was one of these: merges have their turn.

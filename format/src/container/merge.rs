@@ -76,11 +76,13 @@ impl Container {
     pub(super) fn merge(&self, background: &mut Background) -> Result<bool> {
         if background.merge.is_none() {
             let mut state = self.shared.lock();
-            let starved = if state.alloc.free_count() > 0 { background.starved_merges.pop() } else { None };
-            background.merge = starved.or_else(|| {
-                let waits = |parent| background.starved_merges.iter().any(|job| job.parent.id == parent);
-                find_candidate(&mut state, |parent| !background.unmergeable.contains(&parent) && !waits(parent))
-            });
+            if state.alloc.free_count() > 0 && !background.starved_merges.is_empty() {
+                background.starved_merges.clear();
+                state.merge_possible = true;
+            }
+            let may_be_tried =
+                |parent| ![&background.unmergeable, &background.starved_merges].iter().any(|set| set.contains(&parent));
+            background.merge = find_candidate(&mut state, may_be_tried);
         }
         let Some(job) = &mut background.merge else {
             return Ok(false);
@@ -92,7 +94,12 @@ impl Container {
                 self.shared.lock().look_again_over(job.child.id);
                 background.merge = None;
             }
-            Ok(Outcome::Blocked) => background.starved_merges.extend(background.merge.take()),
+            Ok(Outcome::Blocked) => {
+                // It begins anew when a slab is free: meanwhile others may bring blocks into either layer (LAY-74).
+                background.starved_merges.insert(job.parent.id);
+                self.shared.lock().look_again_over(job.child.id);
+                background.merge = None;
+            }
             Err(failed @ Error::Failed { .. }) => return Err(failed),
             Err(error) => {
                 // One bad page must stop neither other merges nor whoever does background work.
