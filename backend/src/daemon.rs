@@ -529,6 +529,8 @@ impl Daemon {
     pub(crate) fn write(&self, name: &str, start: u64, piece: Piece<'_>, flush: bool) -> Result<()> {
         let container = self.container();
         let volume = container.defined_volume(name)?;
+        // A guest of the other volume would meet it, too (VIEW-2).
+        container.check_not_in_view(&volume)?;
         let is_its_guest = |served: &&Served| served.volume == volume.id() && served.export.is_connected();
         // Not held while it is written: the piece is small, and a guest that connects meanwhile sees it or not.
         let guest = lock(&self.exports).iter().find(is_its_guest).map(|served| served.config.id.clone());

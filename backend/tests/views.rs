@@ -82,6 +82,24 @@ fn late_writes_of_the_old_owner_do_not_reach_the_new_one() {
     }
 }
 
+// rule: CTL-135 — data is put into no volume that a guest is connected to, nor into one that such a guest reads through.
+#[test]
+fn data_is_put_into_no_volume_of_a_guest() {
+    let place = Place::with_volumes(&["old"]);
+    let (_daemon, mut qmp, mut old) = serve(&place);
+    let put = |name: &str| json!({"name": name, "start": 0, "zeros": 4096});
+    assert!(qmp.refused("x-pitstop-write", put("old")).contains("connected"));
+    qmp.order("x-pitstop-view-create", json!({"source": "old", "name": "new"}));
+    for name in ["new", "old"] {
+        let refused = qmp.refused("x-pitstop-write", put(name));
+        assert!(refused.contains("view"), "{refused}");
+    }
+    assert_eq!(old.read(0, 4096), [1; 4096]);
+    qmp.order("x-pitstop-view-drop", json!({"name": "new", "force": true}));
+    qmp.order("x-pitstop-write", put("new"));
+    assert_eq!(old.read(0, 4096), [1; 4096]);
+}
+
 /// Many writes under way while the view is made and ended: each owner finds its own last write of every place, and the old
 /// one the new one's where it has not written since.
 #[test]

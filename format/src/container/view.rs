@@ -16,7 +16,7 @@ use crate::layer::Layer;
 use crate::layout::slot::{Durability, OriginRecord, Verify, VolumeRecord};
 use crate::sync::MutexGuard;
 use crate::units::VolumeId;
-use crate::volume::{Role, VolumeCore, Writers};
+use crate::volume::{Role, Volume, VolumeCore, Writers};
 
 /// What becomes of the versions that were written through the source of a view when the view ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +114,17 @@ impl Container {
     pub fn create_view(&self, source: &str, name: &str) -> Result<VolumeInfo> {
         let _control = super::lock(&self.shared.control);
         self.begin_create_view(source, name)?.finish()
+    }
+
+    /// Refuses one of the two volumes of a write-through view.
+    ///
+    /// Errors: [`Error::InView`], [`Error::VolumeGone`].
+    pub fn check_not_in_view(&self, volume: &Volume) -> Result<()> {
+        let state = self.shared.lock();
+        if !state.volumes.contains_key(&volume.id()) {
+            return Err(Error::VolumeGone { name: volume.name() });
+        }
+        state.check_no_view(volume.id())
     }
 
     /// Ends the write-through view `name`, for both volumes at one instant, which is at once; then the writes of before it

@@ -93,14 +93,40 @@ impl Target {
             file.temporary.as_file().sync_all().map_err(Error::file("sync", &file.path))?;
             Self::check(&file.path, file.overwrite)?;
         }
-        if self.overwrite == Overwrite::Replace && std::fs::symlink_metadata(&self.path).is_ok() {
-            std::fs::remove_file(&self.path).map_err(Error::file("replace", &self.path))?;
-            sync_folder(&self.path)?;
+        // Both go out of the way before either comes, and come back if that fails.
+        let old_image = self.put_aside()?;
+        let (image, named) = (self.path.clone(), addendum.path.clone());
+        let old_addendum = match addendum.put_aside() {
+            Ok(old) => old,
+            Err(error) => {
+                put_back(old_image, &image);
+                return Err(error);
+            }
+        };
+        let finished = addendum.finish().and_then(|()| {
+            // An addendum without its image helps nobody.
+            self.finish().inspect_err(|_| drop(std::fs::remove_file(&named)))
+        });
+        if finished.is_err() {
+            put_back(old_addendum, &named);
+            put_back(old_image, &image);
         }
-        let named = addendum.path.clone();
-        addendum.finish()?;
-        // An addendum without its image helps nobody.
-        self.finish().inspect_err(|_| drop(std::fs::remove_file(named)))
+        finished
+    }
+
+    /// Moves the file that this one replaces out of the way; it is removed when the result is dropped.
+    fn put_aside(&self) -> Result<Option<TempPath>> {
+        if self.overwrite == Overwrite::Refuse || std::fs::symlink_metadata(&self.path).is_err() {
+            return Ok(None);
+        }
+        let prefix = tempfile::Builder::new().prefix(".pitstop-backup-old-").tempfile_in(folder_of(&self.path));
+        let moved = prefix.map_err(Error::file("replace", &self.path))?.into_temp_path();
+        std::fs::rename(&self.path, &moved).map_err(Error::file("replace", &self.path))?;
+        if let Err(error) = sync_folder(&self.path) {
+            put_back(Some(moved), &self.path);
+            return Err(error);
+        }
+        Ok(Some(moved))
     }
 
     /// Makes the file durable and gives it its name.
@@ -118,6 +144,16 @@ impl Target {
             _ => Error::file("name", &path)(error.error),
         })?;
         sync_folder(&path)
+    }
+}
+
+/// Gives a file that was put aside its name again.
+fn put_back(moved: Option<TempPath>, path: &Path) {
+    let Some(Err(error)) = moved.map(|moved| moved.persist(path)) else { return };
+    let shown = path.display();
+    match error.path.keep() {
+        Ok(moved) => crate::tell(format_args!("'{shown}' is now '{}': {}", moved.display(), error.error)),
+        Err(lost) => crate::tell(format_args!("'{shown}' is lost: {lost}")),
     }
 }
 

@@ -173,7 +173,8 @@ impl Daemon {
 
 /// Whether a command may be sent again when nobody knows whether it was carried out: it changes nothing, or the same.
 fn may_come_twice(command: &str) -> bool {
-    let others = ["x-pitstop-map", "x-pitstop-diff", "x-pitstop-read", "x-pitstop-write"];
+    // Not a write: what was written before it may be gone if another daemon has the container by now.
+    let others = ["x-pitstop-map", "x-pitstop-diff", "x-pitstop-read"];
     command.starts_with("x-pitstop-query-") || others.contains(&command)
 }
 
